@@ -1,0 +1,103 @@
+"""The two things that travel: a `Batch` from the data, a `Condition` to the network."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Latent = Float[Tensor, "b c h w"]
+Images = Float[Tensor, "b 3 H W"]  # in [-1, 1]
+Time = Float[Tensor, "b"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as a data source delivers them.
+
+    images: uint8 RGB; they reach the device as bytes and are scaled there.
+    positions: place of each sample in the endless stream. All randomness that belongs to a
+        sample (noise, time, dropped caption, augmentation) is a function of (seed, position).
+    captions, labels: what the samples are conditioned on; a source gives either or both.
+    keys: the samples' names, for reports.
+    """
+
+    images: UInt8[Tensor, "b 3 H W"]
+    positions: Int[Tensor, "b"]
+    captions: Sequence[str] | None = None
+    labels: Int[Tensor, "b"] | None = None
+    keys: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Every tensor on `device`; Lightning moves batches through this method."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Every tensor in page-locked memory; the DataLoader calls this before the copy to a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is told besides z_t and t.
+
+    pooled: one vector per sample (a class embedding, or the pooled caption).
+    tokens, mask: one vector per caption token, and True where a token is real. None for labels.
+    """
+
+    pooled: Float[Tensor, "b p"]
+    tokens: Float[Tensor, "b l d"] | None = None
+    mask: Bool[Tensor, "b l"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def __getitem__(self, rows: slice) -> "Condition":
+        """The given samples' part."""
+        return Condition(
+            pooled=self.pooled[rows],
+            tokens=None if self.tokens is None else self.tokens[rows],
+            mask=None if self.mask is None else self.mask[rows],
+        )
+
+    def expand(self, n: int) -> "Condition":
+        """One sample's condition, for n samples."""
+        return Condition(
+            pooled=self.pooled.expand(n, -1),
+            tokens=None if self.tokens is None else self.tokens.expand(n, -1, -1),
+            mask=None if self.mask is None else self.mask.expand(n, -1),
+        )
+
+    def where(self, keep: Bool[Tensor, "b"], other: "Condition") -> "Condition":
+        """This condition where `keep`, `other` elsewhere, sample by sample."""
+        rows = keep[:, None]
+
+        def choose(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            if mine is None or theirs is None:
+                return None
+            return torch.where(rows.view(-1, *[1] * (mine.ndim - 1)), mine, theirs)
+
+        pooled = choose(self.pooled, other.pooled)
+        assert pooled is not None
+        return Condition(pooled, choose(self.tokens, other.tokens), choose(self.mask, other.mask))
+
+    @staticmethod
+    def cat(first: "Condition", second: "Condition") -> "Condition":
+        """Both, one batch after the other."""
+
+        def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        return Condition(
+            torch.cat([first.pooled, second.pooled]),
+            join(first.tokens, second.tokens),
+            join(first.mask, second.mask),
+        )
