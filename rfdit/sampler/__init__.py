@@ -1,0 +1,7 @@
+"""How noise becomes latents: solvers, guidance, and the loop that both serve."""
+
+from rfdit.sampler.guidance import ClassifierFree, Guidance, NoGuidance
+from rfdit.sampler.sampler import Sampler
+from rfdit.sampler.solvers import Euler, Heun, Solver, VelocityField
+
+__all__ = ["ClassifierFree", "Euler", "Guidance", "Heun", "NoGuidance", "Sampler", "Solver", "VelocityField"]

@@ -1,0 +1,99 @@
+"""From labels or captions to a `Condition`; the null condition; the per-sample drop."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rfdit.batch import Batch, Condition
+from rfdit.randomness import SampleGenerator
+
+
+class Conditioner(Protocol):
+    """Turns what samples are conditioned on into what the network reads; in practice an nn.Module."""
+
+    def __call__(self, inputs: Sequence[str] | Sequence[int], *, device: torch.device) -> Condition: ...
+
+    def inputs(self, batch: Batch) -> Sequence[str] | Sequence[int]:
+        """The part of a batch that it reads."""
+        ...
+
+    def null(self, *, device: torch.device) -> Condition:
+        """The condition of one sample that says nothing."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Captions to features; frozen and pretrained, or trained with the model."""
+
+    width: int
+    pooled_width: int
+    length: int
+
+    def __call__(self, captions: Sequence[str], *, device: torch.device) -> Condition: ...
+
+
+class LabelConditioner(nn.Module):
+    """An embedding table with one row per class and a last one for "no class".
+
+    width: the model's; a label embedding is added to the time embedding as it is.
+    """
+
+    def __init__(self, *, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.table = nn.Embedding(num_classes + 1, width)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, inputs: Sequence[int], *, device: torch.device) -> Condition:
+        labels = torch.as_tensor(inputs)
+        # Labels on a GPU were checked when they were read; looking at them here would stall it.
+        if not labels.is_cuda and bool(((labels < 0) | (labels >= self.num_classes)).any()):
+            raise ValueError(
+                f"class labels must be 0 to {self.num_classes - 1} "
+                f"(conditioner.num_classes={self.num_classes}), not {labels.tolist()}"
+            )
+        return Condition(pooled=self.table(labels.to(device)))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        if batch.labels is None:
+            raise ValueError(
+                "conditioner=labels needs class labels, and the data has none; set data.label_key"
+            )
+        return batch.labels
+
+    def null(self, *, device: torch.device) -> Condition:
+        return Condition(pooled=self.table.weight[self.num_classes :].to(device))
+
+
+class TextConditioner(nn.Module):
+    """Captions through a text encoder; the empty caption says nothing."""
+
+    def __init__(self, *, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Sequence[str], *, device: torch.device) -> Condition:
+        return self.encoder(inputs, device=device)
+
+    def inputs(self, batch: Batch) -> Sequence[str]:
+        if batch.captions is None:
+            raise ValueError("conditioner=text needs captions, and the data has none; use conditioner=labels")
+        return batch.captions
+
+    def null(self, *, device: torch.device) -> Condition:
+        return self.encoder([""], device=device)
+
+
+def drop_condition(
+    cond: Condition, null: Condition, *, probability: float, generator: SampleGenerator
+) -> Condition:
+    """`null` in place of each sample's condition with the given probability.
+
+    This is what teaches one network both fields of classifier-free guidance (arXiv 2207.12598).
+    """
+    if probability == 0:
+        return cond
+    keep = generator.uniform() >= probability
+    return cond.where(keep, null.expand(len(cond)))

@@ -1,0 +1,79 @@
+"""What every velocity network shares: its Protocol, patches in and out, modulation, initialisation."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rfdit.batch import Condition, Latent, Time
+
+
+class Backbone(Protocol):
+    """A velocity network v(z_t, t, cond), in practice an nn.Module."""
+
+    def __call__(self, z_t: Latent, t: Time, cond: Condition) -> Latent: ...
+
+
+def token_grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches of a latent; raises if the patch does not divide it."""
+    height, width = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if height % patch_size or width % patch_size:
+        size = str(height) if height == width else f"{height}x{width}"
+        fitting = [p for p in (2, 4, 8) if height % p == 0 and width % p == 0]
+        wanted = f"; use {', '.join(map(str, fitting[:-1]))} or {fitting[-1]}" if len(fitting) > 1 else ""
+        raise ValueError(f"model.patch_size={patch_size} does not divide the latent size {size}{wanted}")
+    return height // patch_size, width // patch_size
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Raises unless the heads share the width evenly."""
+    if width % num_heads:
+        raise ValueError(f"model.num_heads={num_heads} does not divide model.width={width}")
+
+
+def unpatchify(tokens: Float[Tensor, "b n o"], grid: tuple[int, int], patch_size: int) -> Latent:
+    """Each token's (p, q, c) numbers back to their place: (b, n, p p c) -> (b, c, h, w)."""
+    h, w = grid
+    return rearrange(
+        tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size
+    ).float()
+
+
+class ModulationTable(nn.Module):
+    """Every adaLN vector of a forward pass, from one matrix product.
+
+    counts: how many vectors each consumer takes, in order. Zero-initialised, so that every block
+    starts as the identity (adaLN-Zero). Shapes: (b, d) -> tuple of (b, count, d), float32.
+    """
+
+    def __init__(self, *, width: int, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.counts = tuple(counts)
+        self.linear = nn.Linear(width, sum(counts) * width)
+
+    def forward(self, y: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k d"], ...]:
+        vectors = rearrange(self.linear(F.silu(y)).float(), "b (k d) -> b k d", k=sum(self.counts))
+        return vectors.split(self.counts, dim=1)
+
+
+def initialize(backbone: nn.Module, *, zero: Sequence[nn.Linear], normal: Sequence[nn.Linear]) -> None:
+    """DiT's initialisation: xavier-uniform linears, N(0, 0.02) time MLP, zero modulation and output."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for linear in normal:
+        nn.init.normal_(linear.weight, std=0.02)
+    for linear in zero:
+        nn.init.zeros_(linear.weight)
+
+
+def run_block(block: nn.Module, *args: Tensor | None, recompute: bool) -> Tensor | tuple[Tensor, ...]:
+    """The block's output; with `recompute` its activations are dropped and made again on the way back."""
+    if recompute and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
+    return block(*args)

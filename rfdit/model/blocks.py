@@ -1,0 +1,127 @@
+"""The transformer block of DiT (arXiv 2212.09748, sec. 3.2) and of MMDiT (arXiv 2403.03206, sec. 4).
+
+Both are made of `Stream`s. A DiT block is one stream that attends to itself; an MMDiT block is an
+image and a caption stream, with weights of their own, that attend to both.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rfdit.model.attention import Attention, Heads
+
+Tokens = Float[Tensor, "b n d"]
+Modulation = Float[Tensor, "b k d"]  # k vectors per sample: shift, scale, gate, shift, scale, gate
+
+
+def modulated_norm(x: Tokens, shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tokens:
+    """adaLN: LayerNorm without affine, then the condition's scale and shift, in float32."""
+    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
+
+
+class Stream(nn.Module):
+    """One token stream's part of a block: fused qkv, attention output, MLP, all adaLN-modulated.
+
+    last: this stream ends here. It still gives keys and values (and queries) to the others, but
+    has no output of its own; its modulation is (shift, scale) alone.
+    """
+
+    def __init__(
+        self, *, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, last: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        head = width // num_heads
+        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        if not last:
+            self.proj = nn.Linear(width, width)
+            self.mlp_in = nn.Linear(width, int(mlp_ratio * width))
+            self.mlp_out = nn.Linear(int(mlp_ratio * width), width)
+
+    @staticmethod
+    def modulations(last: bool) -> int:
+        """How many vectors of the width modulate a stream."""
+        return 2 if last else 6
+
+    def queries_keys_values(self, x: Tokens, modulation: Modulation) -> tuple[Heads, Heads, Heads]:
+        """(b, n, d) -> three of (b, heads, n, d / heads)."""
+        shift, scale = modulation.unbind(1)[:2]
+        qkv = self.qkv(modulated_norm(x, shift, scale))
+        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
+        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
+
+    def update(self, x: Tokens, attended: Heads, modulation: Modulation) -> Tokens:
+        """The residual stream after attention and MLP, each behind its gate."""
+        _, _, gate_attn, shift, scale, gate_mlp = modulation.unbind(1)
+        x = x + gate_attn[:, None] * self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+        hidden = F.gelu(self.mlp_in(modulated_norm(x, shift, scale)), approximate="tanh")
+        return x + gate_mlp[:, None] * self.mlp_out(hidden)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and MLP over one stream, x -> x'."""
+
+    def __init__(
+        self, *, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, attention: Attention
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
+
+    def forward(self, x: Tokens, modulation: Modulation) -> Tokens:
+        q, k, v = self.x.queries_keys_values(x, modulation)
+        return self.x.update(x, self.attention(q, k, v), modulation)
+
+
+class MMDiTBlock(nn.Module):
+    """Joint attention over image and caption tokens, (x, c) -> (x', c').
+
+    last: the captions end here: (x, c) -> (x', c), with c untouched.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qk_norm: bool,
+        attention: Attention,
+        last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention, self.last = attention, last
+        self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
+        self.c = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, last=last)
+
+    def forward(
+        self,
+        x: Tokens,
+        c: Float[Tensor, "b l d"],
+        x_modulation: Modulation,
+        c_modulation: Modulation,
+        mask: Bool[Tensor, "b m"] | None = None,
+    ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
+        """mask: True at the tokens that exist, image tokens first."""
+        pairs = zip(self.x.queries_keys_values(x, x_modulation), self.c.queries_keys_values(c, c_modulation))
+        q, k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (b, heads, n + l, d)
+        attended_x, attended_c = self.attention(q, k, v, mask).split([x.shape[1], c.shape[1]], dim=2)
+        x = self.x.update(x, attended_x, x_modulation)
+        return x, c if self.last else self.c.update(c, attended_c, c_modulation)
+
+
+class FinalLayer(nn.Module):
+    """adaLN, then one linear layer to the patch's pixels."""
+
+    def __init__(self, *, width: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, out_features)
+
+    def forward(self, x: Tokens, modulation: Modulation) -> Float[Tensor, "b n o"]:
+        shift, scale = modulation.unbind(1)
+        return self.linear(modulated_norm(x, shift, scale))

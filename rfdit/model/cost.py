@@ -1,0 +1,33 @@
+"""What a network costs: parameters, and multiply-adds of a forward pass."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rfdit.batch import Condition
+
+
+def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
+    """Numbers in a module's parameters, frozen tables included unless `trainable`."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def count_macs(backbone: nn.Module, latent: tuple[int, int, int], cond: Condition) -> int:
+    """Multiply-adds of one forward pass on one latent (c, h, w), counted without computing it.
+
+    The papers' "Gflops" are these, in thousands of millions; a training step takes six
+    floating-point operations for each (two for the forward pass, four for the backward pass).
+    cond: the condition of one sample; its values do not matter.
+    """
+    meta = torch.device("meta")
+    network = copy.deepcopy(backbone).to(meta)
+    one = Condition(
+        pooled=cond.pooled[:1].to(meta),
+        tokens=None if cond.tokens is None else cond.tokens[:1].to(meta),
+        mask=None if cond.mask is None else cond.mask[:1].to(meta),
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, *latent, device=meta), torch.empty(1, device=meta), one)
+    return counter.get_total_flops() // 2

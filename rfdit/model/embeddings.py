@@ -1,0 +1,93 @@
+"""How latents, positions and times become vectors."""
+
+import math
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rfdit.batch import Latent, Time
+
+Positions = Literal["sincos", "learned"]
+
+
+def sinusoid(t: Float[Tensor, "..."], width: int) -> Float[Tensor, "... {width}"]:
+    """[cos, sin] of t at the frequencies 10000^(-i / (width / 2)), in float32."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
+    angles = t.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_positions(height: int, width: int, channels: int) -> Float[Tensor, "n {channels}"]:
+    """Frozen 2-D positions of a grid, row by row: columns in the first half, rows in the second.
+
+    Each half is [sin, cos] of the integer coordinate, in MAE's and DiT's order.
+    """
+    frequencies = 10000 ** (-torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = torch.stack([columns, rows]).flatten(1)[..., None] * frequencies  # (2, n, channels / 4)
+    return rearrange(torch.cat([angles.sin(), angles.cos()], dim=-1), "two n c -> n (two c)").float()
+
+
+class PatchEmbedding(nn.Module):
+    """Latents to tokens: every p x p patch through one linear layer.
+
+    Shapes: (b, c, h, w) -> (b, h/p * w/p, width).
+    """
+
+    def __init__(self, *, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(in_channels * patch_size**2, width)
+
+    def forward(self, z: Latent) -> Float[Tensor, "b n d"]:
+        p = self.patch_size
+        return self.proj(rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+
+
+class PositionEmbedding(nn.Module):
+    """One vector per token of the grid, frozen sin-cos (DiT) or learned.
+
+    Frozen positions serve any grid; learned ones only the grid they were trained on.
+    """
+
+    def __init__(self, *, grid: tuple[int, int], width: int, kind: Positions) -> None:
+        super().__init__()
+        if kind == "sincos" and width % 4:
+            raise ValueError(f"model.width={width} is no multiple of 4, which model.positions=sincos needs")
+        self.grid, self.kind = grid, kind
+        self.table = nn.Parameter(sincos_positions(*grid, width), requires_grad=kind == "learned")
+
+    def forward(self, height: int, width: int) -> Float[Tensor, "n d"]:
+        if (height, width) == self.grid:
+            return self.table
+        if self.kind == "learned":
+            raise ValueError(
+                f"model.positions=learned knows the token grid {self.grid[0]}x{self.grid[1]}, "
+                f"not {height}x{width}; use model.positions=sincos for other sizes"
+            )
+        return sincos_positions(height, width, self.table.shape[1]).to(self.table)
+
+
+class TimeEmbedding(nn.Module):
+    """Time in [0, 1] to a vector: the sinusoid of 1000 t, then a two-layer SiLU MLP (DiT, sec. 3.2).
+
+    Always float32: neighbouring times differ by less than bf16 resolves.
+    """
+
+    def __init__(self, *, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.hidden = nn.Linear(frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Time) -> Float[Tensor, "b d"]:
+        # Meta tensors, on which costs are counted, have no autocast to switch off.
+        with nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False):
+            emb = sinusoid(1000 * t, self.frequencies).to(self.hidden.weight.dtype)
+            return self.out(F.silu(self.hidden(emb)))
