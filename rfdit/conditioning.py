@@ -1,7 +1,7 @@
 """From labels or captions to a `Condition`; the null condition; the per-sample drop."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,14 @@ from rfdit.batch import Batch, Condition
 from rfdit.randomness import SampleGenerator
 
 
+@runtime_checkable
 class Conditioner(Protocol):
-    """Turns what samples are conditioned on into what the network reads; in practice an nn.Module."""
+    """Turns what samples are conditioned on into what the network reads; in practice an nn.Module.
+
+    drop: the probability with which training replaces a sample's condition by the null one.
+    """
+
+    drop: float
 
     def __call__(self, inputs: Sequence[str] | Sequence[int], *, device: torch.device) -> Condition: ...
 
@@ -24,6 +30,7 @@ class Conditioner(Protocol):
         ...
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Captions to features; frozen and pretrained, or trained with the model."""
 
@@ -40,9 +47,9 @@ class LabelConditioner(nn.Module):
     width: the model's; a label embedding is added to the time embedding as it is.
     """
 
-    def __init__(self, *, num_classes: int, width: int) -> None:
+    def __init__(self, *, num_classes: int, width: int, drop: float = 0.1) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.drop = num_classes, check_probability(drop)
         self.table = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
 
@@ -70,9 +77,9 @@ class LabelConditioner(nn.Module):
 class TextConditioner(nn.Module):
     """Captions through a text encoder; the empty caption says nothing."""
 
-    def __init__(self, *, encoder: TextEncoder) -> None:
+    def __init__(self, *, encoder: TextEncoder, drop: float = 0.1) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.drop = encoder, check_probability(drop)
 
     def forward(self, inputs: Sequence[str], *, device: torch.device) -> Condition:
         return self.encoder(inputs, device=device)
@@ -86,6 +93,13 @@ class TextConditioner(nn.Module):
         return self.encoder([""], device=device)
 
 
+def check_probability(drop: float) -> float:
+    """`drop` itself; raises ValueError outside [0, 1]."""
+    if not 0 <= drop <= 1:
+        raise ValueError(f"conditioner.drop={drop} is a probability, between 0 and 1")
+    return drop
+
+
 def drop_condition(
     cond: Condition, null: Condition, *, probability: float, generator: SampleGenerator
 ) -> Condition:
@@ -93,7 +107,5 @@ def drop_condition(
 
     This is what teaches one network both fields of classifier-free guidance (arXiv 2207.12598).
     """
-    if probability == 0:
-        return cond
     keep = generator.uniform() >= probability
     return cond.where(keep, null.expand(len(cond)))

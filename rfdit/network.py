@@ -3,7 +3,7 @@
 from torch import nn
 
 from rfdit.conditioning import Conditioner
-from rfdit.model import Backbone
+from rfdit.protocols import Backbone
 
 
 class Network(nn.Module):

@@ -1,0 +1,1 @@
+"""Images <-> latents: frozen autoencoders that own their normalisation."""

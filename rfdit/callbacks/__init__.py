@@ -1,0 +1,24 @@
+"""What happens beside the training step; one callback per file."""
+
+from rfdit.callbacks.checkpoints import Checkpoints
+from rfdit.callbacks.ema import EMA
+from rfdit.callbacks.finite import FiniteGuard, NonFiniteLoss
+from rfdit.callbacks.graceful_stop import GracefulStop
+from rfdit.callbacks.progress import ProgressLine
+from rfdit.callbacks.sample_grid import SampleGrid
+from rfdit.callbacks.skipped import SkippedSamples
+from rfdit.callbacks.throughput import Throughput
+from rfdit.callbacks.time_bins import TimeBinLoss
+
+__all__ = [
+    "EMA",
+    "Checkpoints",
+    "FiniteGuard",
+    "GracefulStop",
+    "NonFiniteLoss",
+    "ProgressLine",
+    "SampleGrid",
+    "SkippedSamples",
+    "Throughput",
+    "TimeBinLoss",
+]

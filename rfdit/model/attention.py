@@ -1,6 +1,6 @@
 """softmax(q k' / sqrt(d)) v, written twice: fast, and to be read."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -9,6 +9,7 @@ from torch import Tensor
 Heads = Float[Tensor, "b heads n d"]
 
 
+@runtime_checkable
 class Attention(Protocol):
     """Multi-head attention after the projections; `mask` is True at the keys that exist."""
 

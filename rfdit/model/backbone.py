@@ -1,7 +1,6 @@
-"""What every velocity network shares: its Protocol, patches in and out, modulation, initialisation."""
+"""What every velocity network shares: patches in and out, modulation, initialisation."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +8,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rfdit.batch import Condition, Latent, Time
-
-
-class Backbone(Protocol):
-    """A velocity network v(z_t, t, cond), in practice an nn.Module."""
-
-    def __call__(self, z_t: Latent, t: Time, cond: Condition) -> Latent: ...
+from rfdit.batch import Latent
 
 
 def token_grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
@@ -70,6 +63,13 @@ def initialize(backbone: nn.Module, *, zero: Sequence[nn.Linear], normal: Sequen
         nn.init.normal_(linear.weight, std=0.02)
     for linear in zero:
         nn.init.zeros_(linear.weight)
+
+
+def compile_blocks(backbone: nn.Module) -> None:
+    """torch.compile of each block: as fast as compiling the whole, and compiled once for all blocks."""
+    blocks = backbone.get_submodule("blocks")
+    for block in blocks.children():
+        block.compile()
 
 
 def run_block(block: nn.Module, *args: Tensor | None, recompute: bool) -> Tensor | tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rfdit.batch import Condition
+from rfdit.protocols import Backbone
 
 
 def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
@@ -14,7 +15,7 @@ def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
-def count_macs(backbone: nn.Module, latent: tuple[int, int, int], cond: Condition) -> int:
+def count_macs(backbone: Backbone, latent: tuple[int, int, int], cond: Condition) -> int:
     """Multiply-adds of one forward pass on one latent (c, h, w), counted without computing it.
 
     The papers' "Gflops" are these, in thousands of millions; a training step takes six
@@ -22,7 +23,9 @@ def count_macs(backbone: nn.Module, latent: tuple[int, int, int], cond: Conditio
     cond: the condition of one sample; its values do not matter.
     """
     meta = torch.device("meta")
-    network = copy.deepcopy(backbone).to(meta)
+    network = copy.deepcopy(backbone)
+    assert isinstance(network, nn.Module)
+    network.to(meta)
     one = Condition(
         pooled=cond.pooled[:1].to(meta),
         tokens=None if cond.tokens is None else cond.tokens[:1].to(meta),

@@ -1,12 +1,13 @@
 """Which noise is paired with which latent."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rfdit.batch import Latent
 
 
+@runtime_checkable
 class Coupling(Protocol):
     """Pairs a batch of latents with a batch of noise."""
 

@@ -4,7 +4,7 @@ Every sampler maps random numbers to times in (0, 1), all oriented to this proje
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from rfdit.batch import Time
 from rfdit.randomness import SampleGenerator
 
 
+@runtime_checkable
 class TimeSampler(Protocol):
     """A density of times on (0, 1)."""
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rfdit import flow
 from rfdit.batch import Condition, Latent, Time
-from rfdit.model import Backbone
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
+from rfdit.protocols import Backbone
 from rfdit.randomness import SampleGenerator
 
 

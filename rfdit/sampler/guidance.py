@@ -1,14 +1,15 @@
 """From a backbone and a condition to the velocity field that is integrated."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent
-from rfdit.model import Backbone
+from rfdit.protocols import Backbone
 from rfdit.sampler.solvers import VelocityField
 
 
+@runtime_checkable
 class Guidance(Protocol):
     """A closure over the conditions; no backbone knows of guidance."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rfdit.batch import Condition, Latent
 from rfdit.flow import shift_time
-from rfdit.model import Backbone
+from rfdit.protocols import Backbone
 from rfdit.sampler.guidance import Guidance
 from rfdit.sampler.solvers import Solver
 

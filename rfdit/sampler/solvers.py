@@ -1,7 +1,7 @@
 """Steps of dz/dt = v from noise (t = 1) to data (t = 0)."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from rfdit.batch import Latent
 VelocityField = Callable[[Latent, Tensor], Latent]  # (z, t of shape ()) -> v
 
 
+@runtime_checkable
 class Solver(Protocol):
     """One step of an ODE method."""
 

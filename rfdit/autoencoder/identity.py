@@ -1,0 +1,30 @@
+"""Pixels as latents."""
+
+from rfdit.autoencoder.contract import LatentContract
+from rfdit.batch import Images, Latent
+from rfdit.randomness import SampleGenerator
+
+
+class IdentityAutoencoder:
+    """No autoencoder: the latent is the image, in [-1, 1].
+
+    latent_channels, downsampling: 3 and 1; declared because the other nodes of a config read them.
+    """
+
+    def __init__(self, *, latent_channels: int = 3, downsampling: int = 1) -> None:
+        if (latent_channels, downsampling) != (3, 1):
+            raise ValueError(
+                f"autoencoder.latent_channels={latent_channels}, autoencoder.downsampling={downsampling}: "
+                "pixels have 3 channels and a downsampling of 1"
+            )
+        self.latent_channels = latent_channels
+        self.downsampling = downsampling
+        self.contract = LatentContract("identity", latent_channels, downsampling, scale=1.0, shift=0.0)
+
+    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
+        """The images, as float32; there is nothing to draw."""
+        return images.detach().float()
+
+    def decode(self, latents: Latent) -> Images:
+        """The latents, clipped to [-1, 1]."""
+        return latents.detach().float().clamp(-1, 1)

@@ -1,0 +1,59 @@
+"""TAESD and its relatives: autoencoders of a few million parameters that know others' latent spaces."""
+
+from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
+from rfdit.autoencoder.pretrained import check_declared, load_pretrained
+from rfdit.batch import Images, Latent
+from rfdit.randomness import SampleGenerator
+
+
+class TinyAutoencoder:
+    """diffusers' AutoencoderTiny, frozen (github.com/madebyollin/taesd). Deterministic.
+
+    source, subfolder: a folder or hub name, and where inside it the autoencoder lies.
+    name: of the latent space, for the contract.
+    latent_channels, downsampling, scale, shift: must be what the weights' own config says. TAESD is
+        trained on latents that are already scaled, hence 1 and 0.
+    dtype, slice_size: see `FrozenHalves`.
+
+    Raises OSError without weights at `source`, ValueError where they disagree with the settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        name: str,
+        latent_channels: int,
+        downsampling: int,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        subfolder: str | None = None,
+        dtype: str = "auto",
+        slice_size: int | None = None,
+    ) -> None:
+        from diffusers import AutoencoderTiny
+
+        module = load_pretrained(AutoencoderTiny, source, subfolder=subfolder)
+        self.latent_channels = latent_channels
+        self.downsampling = downsampling
+        self.contract = LatentContract(name, latent_channels, downsampling, scale, shift)
+        found = LatentContract(
+            name,
+            channels=module.config.latent_channels,
+            downsampling=2 ** (len(module.config.encoder_block_out_channels) - 1),
+            scale=module.config.scaling_factor,
+            shift=module.config.shift_factor,
+        )
+        check_declared(source, declared=self.contract, found=found)
+        self._halves = FrozenHalves(module, dtype=dtype, slice_size=slice_size)
+
+    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
+        """Images in [-1, 1] -> normalised latents, float32; there is no posterior to draw from."""
+        check_divisible(images, self.downsampling)
+        return self.contract.normalise(self._halves.run(lambda ae, x: ae.encode(x).latents, images))
+
+    def decode(self, latents: Latent) -> Images:
+        """Normalised latents -> images clipped to [-1, 1], float32."""
+        raw = self.contract.denormalise(latents.float())
+        return self._halves.run(lambda ae, z: ae.decode(z).sample, raw).clamp(-1, 1)

@@ -1,0 +1,52 @@
+"""When checkpoints are written: the last state, and the best by validation loss."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class Checkpoints(Checkpoint):
+    """Keeps `last.ckpt`, written every N steps and when training ends, and `best.ckpt`.
+
+    every_n_steps: how much work a kill may cost.
+    monitor: the metric that decides what is best, lower is better; None keeps no best.
+    """
+
+    def __init__(self, *, folder: str, every_n_steps: int = 1000, monitor: str | None = "val/loss") -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
+        self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
+        self.best = float("inf")
+        self._saved_step = -1
+
+    @property
+    def last_path(self) -> Path:
+        """Where the last state is."""
+        return self.folder / "last.ckpt"
+
+    def save_last(self, trainer: L.Trainer) -> None:
+        """Writes the state of now, once per step."""
+        if trainer.global_step != self._saved_step:
+            trainer.save_checkpoint(self.last_path)
+            self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step > 0:
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics.get(self.monitor or "")
+        if trainer.state.fn == "fit" and score is not None and float(score) < self.best:
+            self.best = float(score)
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save_last(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]

@@ -1,0 +1,80 @@
+"""How fast a run is, and how close to what the hardware can do."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from rfdit.batch import Batch
+from rfdit.model.cost import count_macs
+from rfdit.precision import multiplies_bf16_fast
+from rfdit.training.module import FlowModule
+from rfdit.training.peak import matmul_peak
+
+
+class Throughput(L.Callback):
+    """Logs images per second, MFU and the share of time spent waiting for data.
+
+    MFU counts six floating-point operations per multiply-add of the backbone's forward pass and
+    divides by the matrix-product rate measured on this device, in this precision, at the start;
+    encoders that run beside the backbone count as lost time.
+    """
+
+    def __init__(self, *, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
+        self.images_per_second = 0.0
+        self._peak = 0.0
+        self._flops_per_image = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        device = pl_module.device
+        bf16 = trainer.precision == "bf16-mixed" and multiplies_bf16_fast(device)
+        self._peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
+        self._start_window()
+        self._left = time.perf_counter()
+
+    def _start_window(self) -> None:
+        self._window = time.perf_counter()
+        self._images, self._waited = 0, 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._waited += time.perf_counter() - self._left
+        if not self._flops_per_image:
+            assert isinstance(pl_module, FlowModule)
+            self._flops_per_image = 6 * self._macs(pl_module, batch)
+
+    @staticmethod
+    def _macs(module: FlowModule, batch: Batch) -> int:
+        size = [n // module.autoencoder.downsampling for n in batch.images.shape[-2:]]
+        null = module.network.conditioner.null(device=module.device)
+        return count_macs(
+            module.network.backbone, (module.autoencoder.latent_channels, size[0], size[1]), null
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._images += len(batch) * trainer.world_size
+        if trainer.global_step % self.every_n_steps == 0:
+            self._log(trainer)
+        self._left = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start_window()  # validation is no training time
+        self._left = self._window
+
+    def _log(self, trainer: L.Trainer) -> None:
+        seconds = time.perf_counter() - self._window
+        self.images_per_second = self._images / seconds
+        per_device = self.images_per_second / trainer.world_size
+        metrics = {
+            "speed/images_per_second": self.images_per_second,
+            "speed/mfu": per_device * self._flops_per_image / self._peak,
+            "speed/data_wait": self._waited / seconds,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._start_window()

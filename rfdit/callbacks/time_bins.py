@@ -1,0 +1,38 @@
+"""The loss by time: the first thing to look at when it stalls."""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from rfdit.training.module import FlowModule
+
+
+class TimeBinLoss(L.Callback):
+    """Logs the mean training loss in equal bins of t, over all samples since the last log.
+
+    `train/loss_t0.3` is the mean for t in [0.3, 0.4); a bin without samples is left out.
+    """
+
+    def __init__(self, *, every_n_steps: int, bins: int = 10) -> None:
+        self.every_n_steps, self.bins = every_n_steps, bins
+        self._sums = self._counts = torch.zeros(bins)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, FlowModule)
+        loss = pl_module.last_loss
+        assert loss is not None
+        self._sums, self._counts = self._sums.to(loss.t), self._counts.to(loss.t)
+        index = (loss.t * self.bins).long().clamp(0, self.bins - 1)
+        # Out of place: the sums of before may be logged values by now.
+        self._sums = self._sums.index_add(0, index, loss.per_sample)
+        self._counts = self._counts.index_add(0, index, torch.ones_like(loss.t))
+        if trainer.global_step % self.every_n_steps == 0:
+            self._log(trainer)
+
+    def _log(self, trainer: L.Trainer) -> None:
+        sums, counts = self._sums.tolist(), self._counts.tolist()
+        means = {f"train/loss_t{i / self.bins:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts)) if n}
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=trainer.global_step)
+        self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)

@@ -1,0 +1,177 @@
+"""From YAML to objects: the root schemas, `validate`, and `build`."""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from beartype.door import is_bearable
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import rfdit
+
+PACKAGE = Path(rfdit.__file__).parent
+# conf/ is inside the package in a wheel and beside it in a checkout.
+CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+# Arguments that `build`'s callers give, so that no YAML does.
+SUPPLIED = {"trainer": {"callbacks", "loggers"}}
+
+
+@dataclass
+class TrainConfig:
+    """`train.yaml`. The groups' own settings are checked against the signatures of their targets."""
+
+    seed: int
+    run_dir: str
+    ckpt: str | None
+    compile: bool
+    model: Any
+    objective: Any
+    time: Any
+    coupling: Any
+    autoencoder: Any
+    text_encoder: Any
+    conditioner: Any
+    data: Any
+    sampler: Any
+    guidance: Any
+    optimizer: Any
+    schedule: Any
+    callbacks: Any
+    trainer: Any
+    strategy: Any
+    logger: Any
+
+
+@dataclass
+class Source:
+    """Where an encoder's weights are."""
+
+    source: str | None = None
+
+
+@dataclass
+class SampleConfig:
+    """`sample.yaml`. prompts: a list, or the path of a text file; labels: class numbers."""
+
+    ckpt: str | None
+    weights: str
+    prompts: Any
+    labels: list[int] | None
+    negative: str | None
+    count: int
+    seed: int
+    batch_size: int
+    accelerator: str
+    precision: str
+    out: str | None
+    columns: int | None
+    sampler: Any
+    guidance: Any
+    eval: Any
+    autoencoder: Source = field(default_factory=Source)
+    text_encoder: Source = field(default_factory=Source)
+
+
+def latent_size(resolution: int | list[int], downsampling: int) -> int | list[int]:
+    """The side, or (height, width), of the latents of images of a resolution; in YAML `${latent_size:...}`."""
+    sides = [resolution] if isinstance(resolution, int) else list(resolution)
+    if any(side % downsampling for side in sides):
+        raise ValueError(
+            f"data.resolution={resolution} is no multiple of autoencoder.downsampling={downsampling}"
+        )
+    sizes = [side // downsampling for side in sides]
+    return sizes[0] if isinstance(resolution, int) else sizes
+
+
+def register() -> None:
+    """Makes schemas and resolvers known to Hydra; safe to call twice."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="sample_schema", node=SampleConfig)
+    OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
+
+
+def build(node: Any, **supplied: Any) -> Any:
+    """The object that a config node describes; the only place where Hydra instantiates.
+
+    supplied: arguments that are no configuration, passed to the node's target.
+    """
+    return instantiate(node, **supplied, _convert_="all")
+
+
+def validate(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain data.
+
+    Raises ValueError that lists every problem by its path: missing values, broken interpolations,
+    targets that do not exist, settings that a target does not have, and values of another type.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError("; ".join(f"{path} is not set; give {path}=..." for path in missing))
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
+        raise ValueError(str(cause).splitlines()[0]) from None
+    assert isinstance(config, dict)
+    problems = [problem for path, node in _targets(config) for problem in _check(path, node)]
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))
+    return typing.cast(dict[str, Any], config)
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dict with a `_target_`, with its path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for name, child in node.items():
+            yield from _targets(child, f"{path}.{name}".lstrip("."))
+
+
+def _check(path: str, node: dict[str, Any]) -> Iterator[str]:
+    """The problems of one node with its target's signature."""
+    try:
+        target = get_object(node["_target_"])
+    except Exception:
+        yield f"{path}._target_={node['_target_']} cannot be imported"
+        return
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
+    for name in given:
+        if name not in parameters and not open_ended:
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"it has {', '.join(parameters)}"
+            yield f"{path}.{name} is no setting of {target.__qualname__}; {hint}"
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+        if needed and name not in given and name not in SUPPLIED.get(path, ()):
+            yield f"{path}.{name} is not set; {target.__qualname__} needs it"
+    yield from _check_types(path, target, given)
+
+
+def _check_types(path: str, target: Any, given: dict[str, Any]) -> Iterator[str]:
+    """Values that are no instance of what the signature says; nested targets are checked as nodes."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # a library's annotations may need names that exist only for its type checker
+        return
+    for name, value in given.items():
+        if name not in hints or (isinstance(value, dict) and "_target_" in value):
+            continue
+        forms = [value, tuple(value)] if isinstance(value, list) else [value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            forms.append(float(value))
+        if not any(is_bearable(form, hints[name]) for form in forms):
+            wanted = getattr(hints[name], "__name__", None) or str(hints[name])
+            wanted = wanted if hints[name] in (int, float, str, bool) else str(hints[name])
+            yield f"{path}.{name}={value!r} is a {type(value).__name__}, and it takes {wanted}"

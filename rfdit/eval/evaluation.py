@@ -1,0 +1,18 @@
+"""What an evaluation offers to `sample.py`."""
+
+from typing import Protocol
+
+from rfdit.sampler import Pipeline
+
+
+class Evaluation(Protocol):
+    """Samples what it needs and measures it; chosen by `eval=...`."""
+
+    def __call__(self, pipeline: Pipeline, *, seed: int) -> dict[str, float]:
+        """Each metric's value."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What the numbers are called together."""
+        ...

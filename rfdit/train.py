@@ -1,0 +1,148 @@
+"""Training from the command line: compose, validate, build, run."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from rfdit.callbacks import GracefulStop, NonFiniteLoss
+from rfdit.command_line import explain_errors
+from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.model.cost import count_parameters
+from rfdit.network import Network
+from rfdit.training.checkpoint import check_resumable, find_checkpoint, newest_run, read_checkpoint
+from rfdit.training.module import FlowModule
+from rfdit.training.run_folder import describe_run
+
+
+@dataclass(frozen=True)
+class Training:
+    """The three things that Lightning puts together."""
+
+    module: FlowModule
+    data: L.LightningDataModule
+    trainer: L.Trainer
+
+
+def build_network(config: dict[str, Any]) -> Network:
+    """The trained part of a configuration; the backbone first, since its errors come at once."""
+    return Network(backbone=build(config["model"]), conditioner=build(config["conditioner"]))
+
+
+def build_training(config: dict[str, Any]) -> Training:
+    """Everything that a validated training configuration describes."""
+    L.seed_everything(config["seed"], verbose=False)
+    trainer = build(
+        config["trainer"],
+        callbacks=[build(node) for node in config["callbacks"].values() if node is not None],
+        loggers=[build(node) for node in config["logger"].values() if node is not None],
+    )
+    network = build_network(config)
+    autoencoder = build(config["autoencoder"])
+    module = FlowModule(
+        network=network,
+        autoencoder=autoencoder,
+        objective=build(config["objective"]),
+        optimizer=build(config["optimizer"]),
+        seed=config["seed"],
+        compile_blocks=config["compile"],
+        record={"config": config, "latents": autoencoder.contract.as_dict()},
+    )
+    return Training(module=module, data=build(config["data"]), trainer=trainer)
+
+
+def find_resume(ckpt: str | None, run_dir: Path) -> Path | None:
+    """The checkpoint to go on from; raises ValueError where two runs would mix in one folder."""
+    own = run_dir / "checkpoints" / "last.ckpt"
+    if ckpt is None:
+        if own.exists():
+            raise ValueError(
+                f"run_dir={run_dir} holds a run already; give ckpt=last to resume it, or another run_dir"
+            )
+        return None
+    if ckpt == "last":
+        if own.exists():
+            return own
+        newest = newest_run(Path("outputs"))
+        hint = f"; the newest run here is run_dir={newest}" if newest else ""
+        raise ValueError(f"ckpt=last means run_dir={run_dir}, which has no checkpoints/last.ckpt{hint}")
+    path = find_checkpoint(ckpt)
+    if own.exists() and own.resolve() != path.resolve():
+        raise ValueError(
+            f"ckpt={ckpt} and run_dir={run_dir} are two conflicting checkpoints: the folder has its own "
+            "checkpoints/last.ckpt; give ckpt=last to resume that, or another run_dir"
+        )
+    return path
+
+
+def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | None:
+    """One run; returns the last validation loss, which a sweeper can minimise."""
+    cfg.run_dir = str(run_dir)
+    config = validate(cfg)
+    resume = find_resume(config["ckpt"], run_dir)
+    training = build_training(config)
+    if resume is not None:
+        check_resumable(read_checkpoint(resume), config, training.module.autoencoder.contract)
+    if training.trainer.is_global_zero:
+        describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
+        parameters = count_parameters(training.module.network)
+        print(f"training {parameters:,} parameters in {run_dir} ({training.trainer.precision})", flush=True)
+    training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
+    _report(training, run_dir)
+    loss = training.trainer.callback_metrics.get("val/loss")
+    return None if loss is None else float(loss)
+
+
+def _report(training: Training, run_dir: Path) -> None:
+    """How it ended; raises SystemExit with the shell's code for a run that a signal stopped."""
+    step = training.trainer.global_step
+    stops = [c for c in training.trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
+    signal = stops[0].stopped_by if stops else None
+    if signal is None:
+        if training.trainer.is_global_zero:
+            print(f"done: {step} steps; checkpoints, metrics and pictures are in {run_dir}", flush=True)
+        return
+    if training.trainer.is_global_zero:
+        print(f"stopped by {signal.name} at step {step}; resume with run_dir={run_dir} ckpt=last", flush=True)
+    raise SystemExit(128 + signal)
+
+
+def _quiet() -> None:
+    """Silences what is said at every start and helps nobody."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="train", version_base="1.3")
+def _main(cfg: DictConfig) -> float | None:
+    hydra_cfg = HydraConfig.get()
+    _quiet()
+    torch.set_float32_matmul_precision("high")
+    run_dir, overrides = Path(hydra_cfg.runtime.output_dir), list(hydra_cfg.overrides.task)
+    with explain_errors(ValueError, NonFiniteLoss, OSError):
+        return train(cfg, run_dir=_relative(run_dir), overrides=overrides)
+
+
+def _relative(path: Path) -> Path:
+    """The path as a person in this folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def main() -> None:
+    """The entry of `train.py` and of `python -m rfdit.train`."""
+    register()
+    with explain_errors():
+        _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""One file holds what must survive: written atomically, read without running code, checked before use."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from rfdit.autoencoder.contract import LatentContract
+
+# Settings of `model` that change speed and memory, not the function that the weights compute.
+EQUIVALENT = {"attention", "recompute"}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Plain data and tensors only, whatever is asked for: a checkpoint may come from anybody."""
+        return read_raw(Path(path))
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint says: the configuration it was made with and the weights it reached.
+
+    config: the resolved training configuration. latents: the latent contract as a dict.
+    network, ema: state dicts of `Network`; ema is None for a run without one.
+    """
+
+    path: Path
+    step: int
+    config: dict[str, Any]
+    latents: dict[str, Any]
+    network: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+
+
+def read_raw(path: Path) -> dict[str, Any]:
+    """A checkpoint's dict; raises ValueError if it is no checkpoint, damaged, or holds code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ValueError(f"ckpt={path} does not exist") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"ckpt={path} cannot be read as a checkpoint: it is damaged, or holds more than "
+            f"tensors and plain data, which is never loaded ({reason[:200]})"
+        ) from None
+
+
+def read_checkpoint(path: Path) -> SavedRun:
+    """Reads and checks that rfdit wrote it; raises ValueError otherwise."""
+    raw = read_raw(path)
+    if "rfdit" not in raw:
+        raise ValueError(f"ckpt={path} was not written by rfdit's train.py")
+    prefix = "network."
+    network = {k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)}
+    return SavedRun(
+        path=path,
+        step=raw["global_step"],
+        config=raw["rfdit"]["config"],
+        latents=raw["rfdit"]["latents"],
+        network=network,
+        ema=raw["ema"]["network"] if "ema" in raw else None,
+    )
+
+
+def find_checkpoint(ckpt: str) -> Path:
+    """The file that `ckpt` means: itself, a run folder's last checkpoint, or the only one in a folder.
+
+    Raises ValueError if there is none, or several with no `last.ckpt` among them.
+    """
+    path = Path(ckpt).expanduser()
+    if not path.is_dir():
+        if not path.exists():
+            raise ValueError(f"ckpt={ckpt} does not exist; give a run folder or a .ckpt file")
+        return path
+    for last in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if last.exists():
+            return last
+    found = sorted(path.glob("checkpoints/*.ckpt")) or sorted(path.glob("*.ckpt"))
+    if not found:
+        raise ValueError(f"ckpt={ckpt} is a folder without checkpoints; give a run folder or a .ckpt file")
+    if len(found) > 1:
+        names = ", ".join(str(file.relative_to(path)) for file in found)
+        raise ValueError(
+            f"ckpt={ckpt} holds several checkpoints and no last.ckpt ({names}); name one of them"
+        )
+    return found[0]
+
+
+def newest_run(root: Path) -> Path | None:
+    """The run folder under `root` whose last checkpoint is the newest."""
+    found = root.glob("**/checkpoints/last.ckpt")
+    newest = max(found, key=lambda file: file.stat().st_mtime, default=None)
+    return newest and newest.parent.parent
+
+
+def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentContract) -> None:
+    """Raises ValueError, naming the differences, if a run with `config` cannot take the saved weights."""
+    contract.check(LatentContract.from_dict(saved.latents))
+    differences = []
+    for group in ("model", "conditioner"):
+        mine, theirs = _flatten(config.get(group)), _flatten(saved.config.get(group))
+        for key in sorted(mine.keys() | theirs.keys()):
+            if key.split(".")[0] not in EQUIVALENT and mine.get(key) != theirs.get(key):
+                differences.append(f"{group}.{key}={mine.get(key)}, there {theirs.get(key)}")
+    if differences:
+        raise ValueError(f"ckpt={saved.path} belongs to another network: here " + "; ".join(differences))
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {k: v for name, child in node.items() for k, v in _flatten(child, f"{prefix}{name}.").items()}

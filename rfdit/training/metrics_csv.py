@@ -1,0 +1,81 @@
+"""metrics.csv: every logged number, appended to as the run goes on."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Writes `metrics.csv` with one row per step and one column per metric.
+
+    Lightning's own CSV logger deletes the file of the run that it resumes. This one keeps it and
+    drops the rows of steps that are done again.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = ["step"]
+        self._pending: dict[int, dict[str, float]] = {}
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = self._pending.setdefault(step or 0, {})
+        row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._pending:
+            return
+        if not self._opened:
+            self._open(first_step=min(self._pending))
+        new = sorted({name for row in self._pending.values() for name in row} - set(self._columns))
+        if new:
+            self._columns += new
+            self._rewrite(self._read())
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writerows({"step": step, **row} for step, row in sorted(self._pending.items()))
+        self._pending = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _open(self, first_step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in self._read() if int(row["step"]) < first_step]
+        self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
+        self._rewrite(rows)
+        self._opened = True
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, self.path)

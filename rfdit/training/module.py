@@ -1,0 +1,108 @@
+"""The LightningModule: only wiring between the parts that know something."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rfdit.autoencoder.contract import Autoencoder
+from rfdit.batch import Batch
+from rfdit.conditioning import drop_condition
+from rfdit.images import to_float
+from rfdit.model.backbone import compile_blocks
+from rfdit.network import Network
+from rfdit.objective import FlowLoss, VelocityMatching
+from rfdit.randomness import SampleGenerator
+from rfdit.training.optim import OptimizerFactory
+
+
+class FlowModule(L.LightningModule):
+    """Trains a `Network` by an objective on an autoencoder's latents.
+
+    seed: with a sample's position in the stream it determines its noise, time and caption drop.
+    last_loss: the training step's before this, for callbacks that look into it.
+    compile_blocks: torch.compile each transformer block; the EMA's copy stays as it is.
+    record: what a checkpoint says of itself (the resolved configuration, the latent contract).
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        autoencoder: Autoencoder,
+        objective: VelocityMatching,
+        optimizer: OptimizerFactory,
+        seed: int,
+        record: dict[str, Any],
+        compile_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
+        self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
+        self.last_loss: FlowLoss | None = None
+        self._evaluated: tuple[Network, ...] = (network,)
+
+    @property
+    def evaluated_network(self) -> Network:
+        """The weights that validation, grids and metrics use: the EMA's if one is kept."""
+        return self._evaluated[0]
+
+    def evaluate_with(self, network: Network) -> None:
+        """Sets the weights that are evaluated; a tuple keeps them out of this module's state."""
+        self._evaluated = (network,)
+
+    def on_fit_start(self) -> None:
+        if self.compile_blocks:
+            assert isinstance(self.network.backbone, nn.Module)
+            compile_blocks(self.network.backbone)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
+        self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
+        self.log("train/loss", self.last_loss.total)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # A purpose of its own: training never saw this noise; the same at every validation.
+        loss = self._loss(self.evaluated_network, batch, "validation", drop=0.0)
+        self.log("val/loss", loss.total, batch_size=len(batch), sync_dist=True)
+
+    def _loss(self, network: Network, batch: Batch, purpose: str, drop: float) -> FlowLoss:
+        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose=purpose)
+        z0 = self.autoencoder.encode(to_float(batch.images), generator=generator.fork("posterior"))
+        conditioner = network.conditioner
+        cond = conditioner(conditioner.inputs(batch), device=self.device)
+        if drop:
+            null = conditioner.null(device=self.device)
+            cond = drop_condition(cond, null, probability=drop, generator=generator.fork("drop"))
+        return self.objective(network.backbone, z0, cond, generator=generator)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, schedule = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning refuses to clip for fused optimisers, which scale gradients themselves under
+        # fp16; there is no scaling in bf16 and fp32. Without a limit the norm is still logged.
+        limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self.log("train/grad_norm", norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rfdit"] = self.record
+        # The run's own draws are keyed by sample; this is for third parties that use torch's.
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        torch.set_rng_state(checkpoint["rng"]["cpu"])
+        if len(checkpoint["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])

@@ -1,0 +1,101 @@
+"""From the `trainer` settings to Lightning's Trainer."""
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+
+from rfdit.precision import multiplies_bf16_fast
+from rfdit.training.checkpoint import AtomicCheckpointIO
+
+PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """The kind of device that `accelerator` (auto, cpu, gpu, cuda, mps) means on this machine."""
+    has_mps = torch.backends.mps.is_available()
+    if (
+        accelerator in ("gpu", "cuda")
+        and not torch.cuda.is_available()
+        and not (accelerator == "gpu" and has_mps)
+    ):
+        raise ValueError(
+            f"trainer.accelerator={accelerator} asks for a GPU and this machine has none that torch "
+            f"{torch.__version__} can use; use trainer.accelerator=auto or cpu"
+        )
+    if accelerator == "mps" and not has_mps:
+        raise ValueError(
+            "trainer.accelerator=mps asks for Apple's GPU and this machine has none; use auto or cpu"
+        )
+    if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+        raise ValueError(f"trainer.accelerator={accelerator} is unknown; use auto, cpu, gpu, cuda or mps")
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if accelerator != "cpu" and has_mps else "cpu")
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Lightning's name of a precision; `auto` is bf16 where the device multiplies it fast, else fp32."""
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16_fast(device) else "fp32"
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision} is unknown; use auto, bf16 or fp32")
+    return PRECISIONS[precision]
+
+
+def make_trainer(
+    *,
+    max_steps: int,
+    max_time: str | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+    precision: str = "auto",
+    strategy: str | Strategy = "auto",
+    gradient_clip_val: float | None = None,
+    accumulate_grad_batches: int = 1,
+    val_every_n_steps: int | None = None,
+    limit_val_batches: int | None = None,
+    log_every_n_steps: int = 50,
+    run_dir: str,
+    callbacks: Sequence[L.Callback] = (),
+    loggers: Sequence[Logger] = (),
+) -> L.Trainer:
+    """A Trainer for an endless stream: the run is counted in steps, there are no epochs.
+
+    Raises ValueError for a device that is asked for and is not there.
+    """
+    device = pick_device(accelerator)
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(
+            f"trainer.devices={devices} asks for more GPUs than the {torch.cuda.device_count()} here"
+        )
+    return L.Trainer(
+        max_steps=max_steps,
+        max_epochs=-1,
+        max_time=max_time,
+        accelerator=device.type,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=pick_precision(precision, device),  # type: ignore[arg-type]
+        strategy=strategy,
+        gradient_clip_val=gradient_clip_val,
+        accumulate_grad_batches=accumulate_grad_batches,
+        val_check_interval=val_every_n_steps and val_every_n_steps * accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        limit_val_batches=0 if val_every_n_steps is None else limit_val_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=log_every_n_steps,
+        default_root_dir=run_dir,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+    )

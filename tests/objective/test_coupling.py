@@ -1,0 +1,50 @@
+"""Minibatch optimal transport: a permutation, the best one, and shorter paths."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rfdit.objective import IndependentCoupling, OptimalTransportCoupling
+
+
+def latents(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, 2, 2, generator=generator) * 2 + 1, torch.randn(n, 2, 2, 2, generator=generator)
+
+
+def squared_distance(z0: Tensor, z1: Tensor) -> float:
+    return (z0 - z1).square().sum().item()
+
+
+def test_independent_changes_nothing() -> None:
+    z0, z1 = latents(4, seed=0)
+    assert IndependentCoupling()(z0, z1) is z1
+
+
+def test_the_noise_is_permuted_and_nothing_else() -> None:
+    z0, z1 = latents(16, seed=0)
+    paired = OptimalTransportCoupling()(z0, z1)
+    assert sorted(row.tolist() for row in paired.flatten(1)) == sorted(row.tolist() for row in z1.flatten(1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", [1, 2, 4, 6])
+def test_no_other_pairing_is_shorter(n: int, seed: int) -> None:
+    z0, z1 = latents(n, seed=seed)
+    best = min(squared_distance(z0, z1[list(order)]) for order in permutations(range(n)))
+    assert squared_distance(z0, OptimalTransportCoupling()(z0, z1)) == pytest.approx(best, rel=1e-5)
+
+
+def test_paths_get_shorter() -> None:
+    z0, z1 = latents(64, seed=0)
+    before, after = squared_distance(z0, z1), squared_distance(z0, OptimalTransportCoupling()(z0, z1))
+    assert after < 0.8 * before
+
+
+def test_the_rows_of_the_data_stay_where_they_are() -> None:
+    """Pairs are made by moving the noise: row i still belongs to condition i."""
+    z0 = torch.arange(5.0)[:, None, None, None] * 10
+    z1 = z0.flip(0) + 0.1
+    torch.testing.assert_close(OptimalTransportCoupling()(z0, z1), z0 + 0.1)
