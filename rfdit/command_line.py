@@ -1,17 +1,21 @@
 """Errors that a user can act on end in one sentence, not in a traceback."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from rfdit.config import default_settings
+
 
 @contextmanager
-def explain_errors(*also: type[Exception]) -> Iterator[None]:
-    """Prints errors of the configuration, and those of the given types, as one sentence; exit code 1.
+def explain_errors(config_name: str, *also: type[Exception]) -> Iterator[None]:
+    """Ends with one sentence for errors of the configuration and those of the given types; exit code 1.
 
     RFDIT_TRACEBACK=1 shows where they were raised.
     """
@@ -20,23 +24,32 @@ def explain_errors(*also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (HydraException, OmegaConfBaseException, *also)):
+        if os.environ.get("RFDIT_TRACEBACK") or not isinstance(
+            error, (HydraException, OmegaConfBaseException, *also)
+        ):
             raise
-        if os.environ.get("RFDIT_TRACEBACK"):
-            raise
-        raise SystemExit(f"error: {sentence(error)}") from None
+        raise SystemExit(f"error: {sentence(error, config_name)}") from None
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: Exception, config_name: str) -> str:
     """What is wrong and what to write, from an error of Hydra, OmegaConf or our own."""
     text = str(error).strip()
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return f"{unknown[1]} is no setting; see the files in conf/, or run with --cfg job to print them all"
-    option = re.search(
-        r"Could not find '([^']+)'\s*\n+Available options in '([^']+)':\n((?:\s*\S+\n?)+)", text
-    )
-    if option:
+    if text.startswith("Caught "):  # in a DataLoader worker, with its traceback as text
+        text = text.splitlines()[-1].partition(": ")[2]
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return f"{unknown[1]} is no setting{_suggest(unknown[1], config_name)}"
+    if option := re.search(r"Could not find '([^']+)'\s+Available options in '[^']+':\n((?:\t.*\n?)+)", text):
         group, _, name = option[1].rpartition("/")
-        return f"{group}={name} does not exist; choose from {', '.join(option[3].split())}"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line)
+        return f"{group}={name} does not exist; choose from {', '.join(option[2].split())}"
+    if text.startswith("Error merging override") and error.__cause__ is not None:
+        return f"{text.removeprefix('Error merging override ')}: {str(error.__cause__).splitlines()[0]}"
+    text = text.removeprefix("ValueError raised while resolving interpolation: ")
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
+
+
+def _suggest(path: str, config_name: str) -> str:
+    """The nearest setting there is."""
+    GlobalHydra.instance().clear()  # the failed start left Hydra half initialised
+    near = difflib.get_close_matches(path, default_settings(config_name), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; conf/{config_name}.yaml and its groups list them all"

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from rfdit.batch import Batch, Condition
 from rfdit.randomness import SampleGenerator
+
+Inputs = Sequence[str] | Sequence[int] | Int[Tensor, "b"]  # captions, or class labels
 
 
 @runtime_checkable
@@ -19,9 +22,9 @@ class Conditioner(Protocol):
 
     drop: float
 
-    def __call__(self, inputs: Sequence[str] | Sequence[int], *, device: torch.device) -> Condition: ...
+    def __call__(self, inputs: Inputs, *, device: torch.device) -> Condition: ...
 
-    def inputs(self, batch: Batch) -> Sequence[str] | Sequence[int]:
+    def inputs(self, batch: Batch) -> Inputs:
         """The part of a batch that it reads."""
         ...
 
@@ -53,7 +56,7 @@ class LabelConditioner(nn.Module):
         self.table = nn.Embedding(num_classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, inputs: Sequence[int], *, device: torch.device) -> Condition:
+    def forward(self, inputs: Sequence[int] | Tensor, *, device: torch.device) -> Condition:
         labels = torch.as_tensor(inputs)
         # Labels on a GPU were checked when they were read; looking at them here would stall it.
         if not labels.is_cuda and bool(((labels < 0) | (labels >= self.num_classes)).any()):

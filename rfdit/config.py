@@ -3,13 +3,15 @@
 import difflib
 import inspect
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from beartype.door import is_bearable
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -103,8 +105,31 @@ def build(node: Any, **supplied: Any) -> Any:
     """The object that a config node describes; the only place where Hydra instantiates.
 
     supplied: arguments that are no configuration, passed to the node's target.
+    Raises the ValueError that a constructor raised, without Hydra's words around it.
     """
-    return instantiate(node, **supplied, _convert_="all")
+    try:
+        return instantiate(node, **supplied, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValueError):
+            raise cause from None
+        raise
+
+
+def default_settings(name: str) -> list[str]:
+    """The paths of all settings of `train` or `sample` with their default groups, for error messages."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = OmegaConf.to_container(compose(name), resolve=False)
+    return sorted(_paths(config))
+
+
+def _paths(node: Any, path: str = "") -> Iterator[str]:
+    for name, child in node.items() if isinstance(node, dict) else ():
+        here = f"{path}.{name}".lstrip(".")
+        yield here
+        yield from _paths(child, here)
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
@@ -122,7 +147,12 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
         cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
         raise ValueError(str(cause).splitlines()[0]) from None
     assert isinstance(config, dict)
-    problems = [problem for path, node in _targets(config) for problem in _check(path, node)]
+    schema = OmegaConf.get_type(cfg)
+    known = {f.name for f in fields(schema)} if is_dataclass(schema) else set(config)
+    problems = [
+        f"{name} is no setting; {_near(name, known)}" for name in map(str, config) if name not in known
+    ]
+    problems += [problem for path, node in _targets(config) for problem in _check(path, node)]
     if problems:
         raise ValueError("; ".join(dict.fromkeys(problems)))
     return typing.cast(dict[str, Any], config)
@@ -137,6 +167,13 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from _targets(child, f"{path}.{name}".lstrip("."))
 
 
+def _near(name: str, known: Iterable[str]) -> str:
+    """What may have been meant."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
 def _check(path: str, node: dict[str, Any]) -> Iterator[str]:
     """The problems of one node with its target's signature."""
     try:
@@ -149,9 +186,7 @@ def _check(path: str, node: dict[str, Any]) -> Iterator[str]:
     given = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
     for name in given:
         if name not in parameters and not open_ended:
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"did you mean {path}.{near[0]}?" if near else f"it has {', '.join(parameters)}"
-            yield f"{path}.{name} is no setting of {target.__qualname__}; {hint}"
+            yield f"{path}.{name} is no setting of {target.__qualname__}; {_near(name, parameters)}"
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
         if needed and name not in given and name not in SUPPLIED.get(path, ()):

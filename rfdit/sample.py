@@ -155,14 +155,14 @@ def _default_folder(checkpoint: Path) -> Path:
 def _main(cfg: DictConfig) -> None:
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with explain_errors(ValueError, OSError):
+    with explain_errors("sample", ValueError, OSError):
         sample(cfg)
 
 
 def main() -> None:
     """The entry of `sample.py` and of `python -m rfdit.sample`."""
     register()
-    with explain_errors():
+    with explain_errors("sample"):
         _main()
 
 

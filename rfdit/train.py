@@ -13,7 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rfdit.callbacks import GracefulStop, NonFiniteLoss
+from rfdit.callbacks import GracefulStop
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.model.cost import count_parameters
@@ -128,7 +128,7 @@ def _main(cfg: DictConfig) -> float | None:
     _quiet()
     torch.set_float32_matmul_precision("high")
     run_dir, overrides = Path(hydra_cfg.runtime.output_dir), list(hydra_cfg.overrides.task)
-    with explain_errors(ValueError, NonFiniteLoss, OSError):
+    with explain_errors("train", ValueError, OSError):
         return train(cfg, run_dir=_relative(run_dir), overrides=overrides)
 
 
@@ -140,7 +140,7 @@ def _relative(path: Path) -> Path:
 def main() -> None:
     """The entry of `train.py` and of `python -m rfdit.train`."""
     register()
-    with explain_errors():
+    with explain_errors("train"):
         _main()
 
 

@@ -11,6 +11,8 @@ install_import_hook("rfdit", "beartype.beartype")
 
 import torch  # noqa: E402
 
+from tests.command_line import CommandLine  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -24,3 +26,28 @@ def assets() -> Path:
     if not folder:
         pytest.skip("RFDIT_TEST_ASSETS is not set: this test needs real data and pretrained weights")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shapes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for data=shapes that the tests share and the user's own is spared."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    shapes_cache: Path,
+) -> CommandLine:
+    """The command line, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shapes_cache))
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def emoji_shard(assets: Path) -> Path:
+    """The smallest shard of captioned, labelled emoji."""
+    return assets / "data" / "emoji" / "emoji-0007.tar"

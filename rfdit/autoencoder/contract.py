@@ -1,7 +1,7 @@
 """What every autoencoder offers, and the facts that tie a checkpoint to one of them."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rfdit.batch import Images, Latent
 from rfdit.randomness import SampleGenerator
@@ -63,6 +63,7 @@ class LatentContract:
             )
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """Images <-> latents. No `nn.Module`: its weights are never in a checkpoint.
 

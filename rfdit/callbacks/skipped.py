@@ -29,5 +29,5 @@ class SkippedSamples(L.Callback):
         if counts:
             for logger in trainer.loggers:
                 metrics = {f"data/skipped_{reason}": float(n) for reason, n in counts.items()}
-                logger.log_metrics(metrics, step=trainer.global_step)
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
         return counts

@@ -59,14 +59,14 @@ class Throughput(L.Callback):
     ) -> None:
         self._images += len(batch) * trainer.world_size
         if trainer.global_step % self.every_n_steps == 0:
-            self._log(trainer)
+            self._log(trainer, pl_module)
         self._left = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start_window()  # validation is no training time
         self._left = self._window
 
-    def _log(self, trainer: L.Trainer) -> None:
+    def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         seconds = time.perf_counter() - self._window
         self.images_per_second = self._images / seconds
         per_device = self.images_per_second / trainer.world_size
@@ -75,6 +75,5 @@ class Throughput(L.Callback):
             "speed/mfu": per_device * self._flops_per_image / self._peak,
             "speed/data_wait": self._waited / seconds,
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        module.log_dict(metrics)
         self._start_window()

@@ -33,6 +33,7 @@ class TimeBinLoss(L.Callback):
     def _log(self, trainer: L.Trainer) -> None:
         sums, counts = self._sums.tolist(), self._counts.tolist()
         means = {f"train/loss_t{i / self.bins:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts)) if n}
+        # Not by `log_dict`, which would repeat the old value of a bin without samples.
         for logger in trainer.loggers:
-            logger.log_metrics(means, step=trainer.global_step)
+            logger.log_metrics(means, step=trainer.global_step - 1)
         self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)

@@ -1,11 +1,10 @@
-"""From a shard's bytes to one sample: picture, caption, label."""
+"""From the bytes of one webdataset sample to pixels, caption and label."""
 
 import io
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,110 +12,123 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
+from rfdit.data.skips import SkippedSampleError, SkipReason
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+# Decoded at once these are 200 MB; a small file can claim to be far larger.
+MAX_PIXELS = 64 * 1024 * 1024
+# JPEG's cheap reduction while decoding stops at this multiple of the wanted size; a proper filter does the rest.
+DRAFT_MARGIN = 2
 
-class BadSample(Exception):
-    """A sample that cannot be used; `reason` is what it is counted under."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+RawSample = Mapping[str, str | bytes]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded sample. caption, label: None where the source is not asked for one."""
+    """One decoded sample; caption and label as far as they were asked for."""
 
-    key: str
     image: UInt8[Tensor, "3 H W"]
-    caption: str | None
-    label: int | None
+    key: str
+    caption: str | None = None
+    label: int | None = None
 
 
-class Decoder:
-    """Decodes what webdataset groups from a tar: {"__key__": ..., "jpg": bytes, "txt": bytes, ...}.
+@dataclass(frozen=True, kw_only=True)
+class SampleDecoder:
+    """Decodes samples: image resized and centre-cropped, caption and label found.
 
-    resolution: side, or (height, width), of the pictures; resized with antialiasing so that they
-        just cover it, then cropped in the middle.
-    caption_key: the member that holds the caption, or a field of the json member as `json.caption`.
-    label_key: likewise for an integer label: `cls`, or `json.label`.
-    max_pixels: larger pictures are refused before they are decoded.
-    Raises BadSample with the reason: missing_image, corrupt_image, huge_image, missing_caption,
-    missing_label.
+    resolution: the side, or (height, width), of the images.
+    caption_key: the file extension of the caption ("txt"), a field of a JSON file ("json.caption"),
+        or None for no captions.
+    label_key: likewise, such as "cls" or "json.label".
+
+    Calling it raises SkippedSampleError with the reason for a sample that cannot be used.
     """
 
-    def __init__(
-        self,
-        *,
-        resolution: int | Sequence[int],
-        caption_key: str | None = "txt",
-        label_key: str | None = None,
-        max_pixels: int = 100_000_000,
-    ) -> None:
-        height, width = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
-        self.height, self.width = height, width
-        self.caption_key, self.label_key, self.max_pixels = caption_key, label_key, max_pixels
+    resolution: int | tuple[int, int]
+    caption_key: str | None = "txt"
+    label_key: str | None = None
 
-    def __call__(self, member: Mapping[str, Any]) -> Sample:
-        caption = None if self.caption_key is None else self._caption(member, self.caption_key)
-        label = None if self.label_key is None else self._label(member, self.label_key)
-        data = next((member[suffix] for suffix in IMAGE_SUFFIXES if suffix in member), None)
-        if data is None:
-            raise BadSample("missing_image")
-        return Sample(member["__key__"], self._image(data), caption, label)
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
 
-    def _image(self, data: bytes) -> UInt8[Tensor, "3 H W"]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's on large pictures: max_pixels decides
-                file = Image.open(io.BytesIO(data))
-                if file.width * file.height > self.max_pixels:
-                    raise BadSample("huge_image")
-                # JPEG decodes at a half, quarter or eighth of its size where that is still enough.
-                file.draft("RGB", (2 * self.width, 2 * self.height))
-                picture = to_rgb(ImageOps.exif_transpose(file))
-                fitted = ImageOps.fit(
-                    picture, (self.width, self.height), method=Image.Resampling.BICUBIC, centering=(0.5, 0.5)
-                )
-        except BadSample:
-            raise
-        except Exception as error:  # Pillow raises nearly every type on bytes that are no picture
-            raise BadSample("corrupt_image") from error
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
-
-    @staticmethod
-    def _caption(member: Mapping[str, Any], key: str) -> str:
-        value = _field(member, key)
-        if not isinstance(value, str) or not value.strip():
-            raise BadSample("missing_caption")
-        return value.strip()
-
-    @staticmethod
-    def _label(member: Mapping[str, Any], key: str) -> int:
-        try:
-            return int(str(_field(member, key)))
-        except ValueError as error:
-            raise BadSample("missing_label") from error
+    def __call__(self, raw: RawSample) -> Sample:
+        # The cheap parts first: a sample without its caption is not worth decoding.
+        caption = None if self.caption_key is None else _caption(raw, self.caption_key)
+        label = None if self.label_key is None else _label(raw, self.label_key)
+        found = next((raw[name] for name in IMAGE_EXTENSIONS if name in raw), None)
+        if found is None:
+            raise SkippedSampleError(SkipReason.MISSING_IMAGE)
+        image = decode_image(cast(bytes, found), self.size)
+        return Sample(image=image, key=cast(str, raw["__key__"]), caption=caption, label=label)
 
 
-def _field(member: Mapping[str, Any], key: str) -> object:
-    """A member's text, or a field of a json member; None if it is not there."""
-    suffix, _, name = key.partition(".")
-    data = member.get(suffix)
+def decode_image(data: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+    """RGB bytes of an encoded image whose centre is resized, antialiased, to `size` = (height, width).
+
+    The image is turned as its EXIF tag says; transparent parts are put on white.
+    Raises SkippedSampleError for what is no image, is damaged, or is too large.
+    """
+    height, width = size
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise SkippedSampleError(SkipReason.IMAGE_TOO_LARGE, f"{image.width}x{image.height}")
+            # Square, because the EXIF tag may still swap the sides. Only JPEG does anything here.
+            image.draft(None, (DRAFT_MARGIN * max(size),) * 2)
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
+        picture = ImageOps.fit(rgb, (width, height), method=Image.Resampling.BICUBIC)
+    except SkippedSampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise SkippedSampleError(SkipReason.IMAGE_TOO_LARGE, str(error)) from error
+    except Exception as error:  # Pillow's decoders raise whatever the damage leads to
+        raise SkippedSampleError(SkipReason.CORRUPT_IMAGE, str(error)) from error
+    # In numpy: torch would start its threads for this little copy.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB; 16-bit grey keeps its high byte, where Pillow would clip."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _caption(raw: RawSample, key: str) -> str:
+    value = _field(raw, key)
+    if not isinstance(value, str):
+        raise SkippedSampleError(SkipReason.MISSING_CAPTION, key)
+    if not value.strip():
+        raise SkippedSampleError(SkipReason.EMPTY_CAPTION, key)
+    return value.strip()
+
+
+def _label(raw: RawSample, key: str) -> int:
+    value = _field(raw, key)
+    try:
+        return int(cast(str, value))
+    except (TypeError, ValueError) as error:
+        raise SkippedSampleError(SkipReason.MISSING_LABEL, key) from error
+
+
+def _field(raw: RawSample, key: str) -> object:
+    """The text of the file `extension`, or the field that `extension.name.name` leads to; None if absent."""
+    extension, *path = key.split(".")
+    data = raw.get(extension)
     if data is None:
         return None
     try:
-        text = data.decode("utf-8")
-        return json.loads(text).get(name) if name else text
-    except (UnicodeDecodeError, ValueError, AttributeError):
-        return None
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB, transparency onto white."""
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(text) if path else text
+    except ValueError as error:  # of UTF-8 and of JSON
+        raise SkippedSampleError(SkipReason.CORRUPT_METADATA, key) from error
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,195 +1,232 @@
-"""The embedded world: captioned pictures of one or two things, small enough to enumerate.
+"""The embedded world: one or two coloured shapes on a plain ground, and the captions that describe them.
 
-"a small red circle", "a small red circle left of a large blue square". One thing stands in the
-middle; two stand in the two halves of the picture. Each is off its place by at most one pixel (of
-32) either way, so there is always more than one picture of a caption, and never one that cannot be
-rendered and compared.
+Everything is enumerable: 60 things, 4 relations, and a jitter of whole pixels, so that the scene
+nearest to a picture can be found exactly. Lengths are in pixels of a 32-pixel picture.
 """
 
+import hashlib
 import itertools
 import math
+import random
 import re
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
 
-SIDE = 32  # every length below is in pixels of a picture with this side
-RADII = {"small": 4.2, "large": 6.9}
+SIDE = 32
+BACKGROUND = (240, 240, 240)
+SIZES = {"small": 4.5, "large": 7.0}  # half the side of the box that a thing fills
 COLOURS = {
-    "red": (220, 30, 40),
-    "green": (30, 160, 60),
-    "blue": (30, 80, 230),
-    "yellow": (250, 210, 0),
-    "purple": (150, 50, 190),
-    "orange": (255, 130, 20),
+    "red": (225, 30, 30),
+    "green": (25, 160, 60),
+    "blue": (40, 80, 225),
+    "yellow": (250, 205, 0),
+    "purple": (160, 40, 190),
+    "black": (25, 25, 25),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-BACKGROUND = (245, 245, 245)
-# Relation of the first thing to the second -> places of the first and of the second, as (x, y).
-PLACES = {
+# Where the first and the second thing's centres are, as (x, y).
+RELATIONS = {
     "left of": ((8, 16), (24, 16)),
     "right of": ((24, 16), (8, 16)),
     "above": ((16, 8), (16, 24)),
     "below": ((16, 24), (16, 8)),
 }
 MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+CENTRE = (16, 16)
+# A large thing moved by one pixel still stays in its half of the picture.
 JITTER = (-1, 0, 1)
-OFFSETS = tuple(itertools.product(JITTER, JITTER))  # of a thing from its place, as (dx, dy)
-HELD_OUT_PAIRS = 20  # one in so many captions with two things is held out
 SUPERSAMPLING = 8
+HELD_OUT_ONE_IN = 20
+
+Offset = tuple[int, int]
+OFFSETS: tuple[Offset, ...] = tuple(itertools.product(JITTER, JITTER))
+
+
+def _circle_points(n: int, radii: Sequence[float] = (1.0,)) -> NDArray[np.float64]:
+    """n points around the origin, clockwise from the top, at radii that take turns."""
+    angle = 2 * math.pi * np.arange(n) / n
+    radius = np.resize(radii, n)
+    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
+
+
+def _cross_points(arm: float) -> NDArray[np.float64]:
+    """A cross whose arms are 2 * arm wide: one arm's three corners, turned four times."""
+    corners = np.array([(-arm, -1), (arm, -1), (arm, -arm)])
+    turns = [((1, 0), (0, 1)), ((0, 1), (-1, 0)), ((-1, 0), (0, -1)), ((0, -1), (1, 0))]
+    return np.concatenate([corners @ np.array(turn) for turn in turns])
+
+
+# Outlines in the box [-1, 1]^2, y down.
+SHAPES: dict[str, NDArray[np.float64]] = {
+    "circle": _circle_points(64),
+    "square": np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=np.float64),
+    "triangle": np.array([(0, -1), (1, 0.9), (-1, 0.9)], dtype=np.float64),
+    "star": _circle_points(10, radii=(1.05, 0.42)) + np.array([0, 0.05]),
+    "cross": _cross_points(arm=0.32),
+}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What stands somewhere."""
+    """A shape with a size and a colour, each one of the names above."""
 
     size: str
     colour: str
     shape: str
 
-    @property
-    def caption(self) -> str:
-        """Such as "a small red circle"."""
+    def __str__(self) -> str:
         return f"a {self.size} {self.colour} {self.shape}"
-
-    @property
-    def held_out(self) -> bool:
-        """Whether it is in no training picture: two things of every colour, one of each size."""
-        colour = list(COLOURS).index(self.colour)
-        return SHAPES.index(self.shape) == (colour + (2 if self.size == "large" else 0)) % len(SHAPES)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing, or a first thing in some relation to a second."""
+    """One thing in the middle, or two whose halves of the picture the relation names.
 
-    first: Thing
+    Raises ValueError for another number of things, or a relation without two things.
+    """
+
+    things: tuple[Thing, ...]
     relation: str | None = None
-    second: Thing | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.things) != (1 if self.relation is None else 2):
+            raise ValueError(f"{len(self.things)} things with relation={self.relation} are no scene")
 
     @property
     def caption(self) -> str:
         """Such as "a small red circle left of a large blue square"."""
-        if self.second is None:
-            return self.first.caption
-        return f"{self.first.caption} {self.relation} {self.second.caption}"
+        return f" {self.relation} ".join(map(str, self.things))
 
     @property
-    def mirrored(self) -> "Scene":
-        """The other caption of the same picture: what A left of B is, B right of A is too."""
-        if self.second is None or self.relation is None:
-            return self
-        return Scene(self.second, MIRRORED[self.relation], self.first)
+    def centres(self) -> tuple[tuple[int, int], ...]:
+        """The things' centres (x, y) before jitter."""
+        return (CENTRE,) if self.relation is None else RELATIONS[self.relation]
 
-    @property
-    def held_out(self) -> bool:
-        """Whether training never sees it, in either wording."""
-        if self.second is None:
-            return self.first.held_out
-        caption = min(self.caption, self.mirrored.caption)
-        chosen = zlib.crc32(caption.encode()) % HELD_OUT_PAIRS == 0
-        return chosen or self.first.held_out or self.second.held_out
+    def canonical(self) -> "Scene":
+        """The one of the two scenes with this picture that says "left of" or "above"."""
+        if self.relation in ("right of", "below"):
+            return Scene(self.things[::-1], MIRRORED[self.relation])
+        return self
 
 
-THINGS = tuple(Thing(*words) for words in itertools.product(RADII, COLOURS, SHAPES))
-SEEN = tuple(thing for thing in THINGS if not thing.held_out)
-
-_THING = rf"a ({'|'.join(RADII)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_CAPTION = re.compile(rf"{_THING}(?: ({'|'.join(PLACES)}) {_THING})?")
+THINGS = tuple(Thing(*names) for names in itertools.product(SIZES, COLOURS, SHAPES))
+_THING = rf"a ({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_CAPTION = re.compile(rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})?")
 
 
 def parse(caption: str) -> Scene:
-    """The scene of a caption; raises ValueError for a caption of another world."""
-    match = _CAPTION.fullmatch(caption)
+    """The scene that a caption describes; raises ValueError for a caption of no scene."""
+    match = _CAPTION.fullmatch(caption.strip())
     if match is None:
-        raise ValueError(f"{caption!r} is no caption of data=shapes, such as 'a small red circle'")
-    first = Thing(match[1], match[2], match[3])
-    return Scene(first, match[4], Thing(match[5], match[6], match[7])) if match[4] else Scene(first)
+        raise ValueError(
+            f"{caption!r} describes no scene; write it as 'a small red circle' or "
+            "'a small red circle left of a large blue square'"
+        )
+    words = match.groups()
+    if words[3] is None:
+        return Scene((Thing(*words[:3]),))
+    return Scene((Thing(*words[:3]), Thing(*words[4:])), words[3])
 
 
-def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
-    """A shape's corners around the origin, y downwards."""
-    r = radius
-    if shape == "square":
-        return [(-0.8 * r, -0.8 * r), (0.8 * r, -0.8 * r), (0.8 * r, 0.8 * r), (-0.8 * r, 0.8 * r)]
-    if shape == "triangle":
-        return [(0, -0.95 * r), (r, 0.8 * r), (-r, 0.8 * r)]
-    if shape == "star":
-        radii = (r if i % 2 == 0 else 0.4 * r for i in range(10))
-        return [(q * math.sin(math.pi * i / 5), -q * math.cos(math.pi * i / 5)) for i, q in enumerate(radii)]
-    a, b = r, 0.32 * r  # cross: half the length and half the width of its arms
-    return [
-        (-b, -a),
-        (b, -a),
-        (b, -b),
-        (a, -b),
-        (a, b),
-        (b, b),
-        (b, a),
-        (-b, a),
-        (-b, b),
-        (-a, b),
-        (-a, -b),
-        (-b, -b),
-    ]
+@cache
+def _sprite(size: str, shape: str, scale: int) -> NDArray[np.float32]:
+    """How much of each pixel a thing covers, in a square around its centre."""
+    radius = SIZES[size] * scale
+    n = 2 * math.ceil(radius)
+    grid = (np.arange(n * SUPERSAMPLING) + 0.5) / SUPERSAMPLING - n / 2
+    x, y = grid[None, :] / radius, grid[:, None] / radius
+    inside = np.zeros((grid.size, grid.size), dtype=bool)
+    outline = SHAPES[shape]
+    # Even-odd rule: a point is inside if a ray to the right crosses the outline an odd number of times.
+    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, 1, axis=0), strict=True):
+        if y0 != y1:
+            inside ^= ((y0 > y) != (y1 > y)) & (x < x0 + (x1 - x0) * (y - y0) / (y1 - y0))
+    return inside.reshape(n, SUPERSAMPLING, n, SUPERSAMPLING).mean(axis=(1, 3), dtype=np.float32)
 
 
-@lru_cache(maxsize=4096)
-def coverage(thing: Thing, x: int, y: int, resolution: int) -> np.ndarray:
-    """How much of each pixel a thing at (x, y), in units of SIDE, covers: (resolution, resolution) in [0, 1]."""
-    scale = resolution * SUPERSAMPLING / SIDE
-    mask = Image.new("L", (resolution * SUPERSAMPLING,) * 2)
-    draw, radius = ImageDraw.Draw(mask), RADII[thing.size]
-    if thing.shape == "circle":
-        r = 0.9 * radius
-        draw.ellipse([scale * (x - r), scale * (y - r), scale * (x + r), scale * (y + r)], fill=255)
-    else:
-        draw.polygon([(scale * (x + u), scale * (y + v)) for u, v in _outline(thing.shape, radius)], fill=255)
-    return np.asarray(mask.resize((resolution, resolution), Image.Resampling.BOX), np.float32) / 255
+def _place(
+    thing: Thing, centre: tuple[int, int], offset: Offset, resolution: int
+) -> tuple[NDArray[np.float32], tuple[slice, slice]]:
+    """A thing's sprite and the (rows, columns) of the picture where it belongs."""
+    if resolution <= 0 or resolution % SIDE:
+        raise ValueError(f"data.resolution={resolution}: shapes are drawn at a multiple of {SIDE} pixels")
+    scale = resolution // SIDE
+    sprite = _sprite(thing.size, thing.shape, scale)
+    left, top = ((c + o) * scale - len(sprite) // 2 for c, o in zip(centre, offset, strict=True))
+    return sprite, (slice(top, top + len(sprite)), slice(left, left + len(sprite)))
+
+
+def coverage(thing: Thing, centre: tuple[int, int], offset: Offset, resolution: int) -> NDArray[np.float32]:
+    """The share in [0, 1] of each pixel of an (H, W) picture that the thing covers."""
+    sprite, where = _place(thing, centre, offset, resolution)
+    covered = np.zeros((resolution, resolution), dtype=np.float32)
+    covered[where] = sprite
+    return covered
 
 
 def render(
-    scene: Scene, offsets: tuple[tuple[int, int], ...] = ((0, 0), (0, 0)), resolution: int = SIDE
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture of a scene; offsets: of its things from their places, in units of SIDE."""
-    things = [scene.first] if scene.second is None else [scene.first, scene.second]
-    places = PLACES[scene.relation] if scene.relation else ((SIDE // 2, SIDE // 2),)
-    picture = np.full((resolution, resolution, 3), BACKGROUND, np.float32)
-    for thing, (x, y), (dx, dy) in zip(things, places, offsets):
-        alpha = coverage(thing, x + dx, y + dy, resolution)[..., None]
-        picture = picture * (1 - alpha) + np.array(COLOURS[thing.colour], np.float32) * alpha
+    scene: Scene, offsets: Sequence[Offset] | None = None, resolution: int = SIDE
+) -> NDArray[np.uint8]:
+    """A scene's antialiased picture, uint8 (H, W, 3).
+
+    offsets: (x, y) for each thing, of OFFSETS; None is no jitter.
+    Raises ValueError for a resolution that is no multiple of 32.
+    """
+    picture = np.full((resolution, resolution, 3), BACKGROUND, dtype=np.float32)
+    offsets = offsets or [(0, 0)] * len(scene.things)
+    for thing, centre, offset in zip(scene.things, scene.centres, offsets, strict=True):
+        sprite, where = _place(thing, centre, offset, resolution)
+        colour = np.array(COLOURS[thing.colour], dtype=np.float32)
+        picture[where] += sprite[..., None] * (colour - picture[where])
     return picture.round().astype(np.uint8)
 
 
-def draw_scene(seed: int, index: int) -> tuple[Scene, tuple[tuple[int, int], ...]]:
-    """The training world's scene number `index` and its offsets; half of them have one thing."""
-    rng = np.random.default_rng([seed, index])
-    offsets = tuple(OFFSETS[i] for i in rng.integers(len(OFFSETS), size=2))
-    if rng.random() < 0.5:
-        return Scene(SEEN[rng.integers(len(SEEN))]), offsets
-    while True:
-        first, second = (SEEN[i] for i in rng.choice(len(SEEN), size=2, replace=False))
-        scene = Scene(first, list(PLACES)[rng.integers(len(PLACES))], second)
-        if not scene.held_out:
-            return scene, offsets
+def _choose_held_out() -> frozenset[Thing]:
+    """A small and a large thing of each colour, with shapes that take turns."""
+    shapes = itertools.cycle(SHAPES)
+    return frozenset(Thing(size, colour, next(shapes)) for colour in COLOURS for size in SIZES)
 
 
-def held_out_things() -> list[Scene]:
-    """All captions with one thing that training never sees."""
-    return [Scene(thing) for thing in THINGS if thing.held_out]
+HELD_OUT_THINGS = _choose_held_out()
+SEEN_THINGS = tuple(thing for thing in THINGS if thing not in HELD_OUT_THINGS)
 
 
-def held_out_pairs(count: int) -> list[Scene]:
-    """The first `count` held-out captions with two things, both of which training knows apart."""
-    rng = np.random.default_rng(0)
-    found: dict[str, Scene] = {}
-    while len(found) < count:
-        first, second = (SEEN[i] for i in rng.choice(len(SEEN), size=2, replace=False))
-        scene = Scene(first, list(PLACES)[rng.integers(len(PLACES))], second)
-        if scene.held_out:
-            found.setdefault(scene.caption, scene)
-    return list(found.values())
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether training never shows this picture: it has a held-out thing, or is a held-out pair."""
+    if not HELD_OUT_THINGS.isdisjoint(scene.things):
+        return True
+    return len(scene.things) == 2 and _hash(scene.canonical().caption) % HELD_OUT_ONE_IN == 0
+
+
+def held_out_prompts(limit: int | None = None) -> list[str]:
+    """Captions that training never shows: first the 12 of one thing, then pairs of seen things.
+
+    The pairs come in a fixed random order; `limit` keeps the first prompts.
+    """
+    single = [str(thing) for thing in THINGS if thing in HELD_OUT_THINGS]
+    pairs = (
+        Scene(things, relation) for things in itertools.permutations(SEEN_THINGS, 2) for relation in RELATIONS
+    )
+    double = sorted((scene.caption for scene in pairs if is_held_out(scene)), key=_hash)
+    return (single + double)[:limit]
+
+
+def draw(rng: random.Random, *, one_thing: float = 0.5) -> tuple[Scene, tuple[Offset, ...]]:
+    """A training scene and its jitter: one thing with probability `one_thing`, else two different ones."""
+    scene = Scene((rng.choice(SEEN_THINGS),))
+    if rng.random() >= one_thing:
+        scene = _draw_pair(rng)
+        while is_held_out(scene):
+            scene = _draw_pair(rng)
+    return scene, tuple(rng.choice(OFFSETS) for _ in scene.things)
+
+
+def _draw_pair(rng: random.Random) -> Scene:
+    return Scene(tuple(rng.sample(SEEN_THINGS, 2)), rng.choice(list(RELATIONS)))

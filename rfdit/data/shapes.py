@@ -1,94 +1,117 @@
-"""Writes the embedded world as LAION-style tar shards, once."""
+"""The embedded world on disk: LAION-style tar shards, drawn once and kept in a cache folder."""
 
+import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import tempfile
-import zlib
-from itertools import pairwise
 from pathlib import Path
 
-import webdataset as wds
 from PIL import Image
+from webdataset import TarWriter
 
 from rfdit.data import scenes
-from rfdit.data.scenes import draw_scene, render
 
-VALIDATION_START = 10_000_000  # scene numbers from here on are validation's
+SPLITS = ("train", "validation")
+
+
+def cache_root() -> Path:
+    """Where rfdit keeps what it can make again: $XDG_CACHE_HOME/rfdit, by default ~/.cache/rfdit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfdit"
 
 
 class ShapesShards:
-    """Shards of `rfdit.data.scenes`, made on first use and kept in a cache folder.
+    """Tar shards of captioned scenes, written at the first call that finds none.
 
-    samples, val_samples: how many of each. shards: over how many tars the training set is spread.
-    cache: a folder; by default `rfdit` in $XDG_CACHE_HOME or ~/.cache.
+    split: train or validation, different draws of the same training scenes; neither has a held-out one.
+    samples, shards: how many, over how many files.
+    resolution: a multiple of 32.
+    one_thing: the share of scenes with a single thing.
+    seed: of the draws. It is no matter of the run's seed: runs compare best on the same pictures.
+    cache: folder for the shards; None is `cache_root()`.
+
+    Raises ValueError for an unknown split, or another resolution.
     """
 
     def __init__(
         self,
         *,
-        resolution: int = scenes.SIDE,
-        samples: int = 20_000,
-        val_samples: int = 512,
-        shards: int = 8,
+        split: str,
+        samples: int,
+        shards: int,
+        resolution: int,
+        one_thing: float = 0.5,
         seed: int = 0,
         cache: str | None = None,
     ) -> None:
-        self.resolution, self.samples, self.val_samples = resolution, samples, val_samples
-        self.shards, self.seed = shards, seed
-        root = (
-            Path(cache)
-            if cache
-            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfdit"
-        )
-        # Named by what made it, so that no other version's pictures are ever read.
-        made_by = Path(scenes.__file__).read_bytes() + Path(__file__).read_bytes()
-        name = f"shapes-{resolution}px-{samples}-{val_samples}-{shards}-seed{seed}-{zlib.crc32(made_by):08x}"
-        self.folder = root / name
+        if split not in SPLITS:
+            raise ValueError(f"split={split} is unknown; use {' or '.join(SPLITS)}")
+        if resolution <= 0 or resolution % scenes.SIDE:
+            raise ValueError(
+                f"data.resolution={resolution}: shapes are drawn at a multiple of {scenes.SIDE} pixels"
+            )
+        self.split, self.samples, self.shards = split, samples, shards
+        self.resolution, self.one_thing, self.seed = resolution, one_thing, seed
+        self.cache = cache_root() if cache is None else Path(cache).expanduser()
 
-    def train_shards(self) -> list[str]:
-        return self._made("train")
+    @property
+    def folder(self) -> Path:
+        """Named after everything that the shards depend on: the settings and the code that draws."""
+        settings = [self.split, self.samples, self.shards, self.resolution, self.one_thing, self.seed]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for source in (scenes.__file__, __file__):
+            digest.update(Path(source).read_bytes())
+        return self.cache / f"shapes-{self.split}-{digest.hexdigest()[:12]}"
 
-    def val_shards(self) -> list[str]:
-        return self._made("val")
+    def __call__(self) -> list[str]:
+        """The shards' paths, in order.
 
-    def _made(self, split: str) -> list[str]:
-        if not self.folder.exists():
-            self._write()
-        return sorted(str(path) for path in self.folder.glob(f"{split}-*.tar"))
-
-    def _write(self) -> None:
-        """All shards into a folder of their own, which then takes its name: never half a set."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        try:
-            bounds = [self.samples * i // self.shards for i in range(self.shards + 1)]
-            for i, (start, stop) in enumerate(pairwise(bounds)):
-                self._write_shard(partial / f"train-{i:05d}.tar", range(start, stop))
-            validation = range(VALIDATION_START, VALIDATION_START + self.val_samples)
-            self._write_shard(partial / "val-00000.tar", validation)
+        They are written beside their folder, which gets its name when all is there: a folder of
+        that name is complete, and processes that write at the same time do no harm.
+        """
+        folder = self.folder
+        if not folder.is_dir():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.cache))
             try:
-                partial.rename(self.folder)
+                self._write(unfinished)
+                unfinished.chmod(0o755)
+                unfinished.rename(folder)
             except OSError:
-                if not self.folder.exists():  # otherwise another process was faster, with the same bytes
+                if not folder.is_dir():  # else another process was faster
                     raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return sorted(str(shard) for shard in folder.glob("*.tar"))
 
-    def _write_shard(self, path: Path, indices: range) -> None:
-        with wds.TarWriter(str(path), mtime=0) as tar:
-            for index in indices:
-                scene, offsets = draw_scene(self.seed, index)
-                png = io.BytesIO()
-                picture = Image.fromarray(render(scene, offsets, self.resolution))
-                picture.save(png, "png", compress_level=1)
-                facts = {"caption": scene.caption, "width": self.resolution, "height": self.resolution}
-                tar.write(
-                    {
-                        "__key__": f"{index:09d}",
-                        "png": png.getvalue(),
-                        "txt": scene.caption.encode(),
-                        "json": json.dumps(facts).encode(),
-                    }
-                )
+    def _write(self, folder: Path) -> None:
+        for shard in range(self.shards):
+            # A fixed time, so that equal settings give equal bytes.
+            with TarWriter(str(folder / f"{shard:05d}.tar"), encoder=False, mtime=0) as tar:
+                for index in range(shard, self.samples, self.shards):
+                    tar.write(self._sample(index))
+
+    def _sample(self, index: int) -> dict[str, str | bytes]:
+        """The files of one sample, a function of (seed, split, index)."""
+        scene, offsets = scenes.draw(
+            random.Random(f"{self.seed}/{self.split}/{index}"), one_thing=self.one_thing
+        )
+        key = f"{index:09d}"
+        png = io.BytesIO()
+        picture = Image.fromarray(scenes.render(scene, offsets, self.resolution))
+        picture.save(png, format="png", compress_level=1)
+        about = {
+            "key": key,
+            "caption": scene.caption,
+            "width": self.resolution,
+            "height": self.resolution,
+            "status": "success",
+        }
+        return {
+            "__key__": key,
+            "png": png.getvalue(),
+            "txt": scene.caption.encode(),
+            "json": json.dumps(about).encode(),
+        }

@@ -1,35 +1,65 @@
-"""Which tar shards a pattern means."""
+"""Which tar shards a setting means."""
 
 import glob
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import re
+import warnings
+from collections.abc import Callable, Sequence
 
-from braceexpand import braceexpand
+import braceexpand
+
+# A pattern, several, or something that makes the shards and says where they are.
+Shards = str | Sequence[str] | Callable[[], list[str]]
 
 
-def expand_shards(pattern: str | Sequence[str], setting: str = "data.shards") -> list[str]:
-    """The shards of a glob, brace pattern, folder, http(s) URL or `pipe:` command, or of a list of these.
+def resolve_shards(shards: Shards, *, setting: str = "data.shards") -> list[str]:
+    """The shards in reading order, whichever way they are given."""
+    return shards() if callable(shards) else expand_shards(shards, setting=setting)
 
-    Braces are expanded in their own order, everything else is sorted. URLs and commands are not
-    tried here; a local pattern that matches no file raises ValueError and names `setting`.
+
+def expand_shards(pattern: str | Sequence[str], *, setting: str = "data.shards") -> list[str]:
+    """The shards that a pattern names, in a fixed order.
+
+    pattern: a file, a folder (its *.tar), a glob, an http(s) or other URL, a `pipe:` command, each
+        with {000..123} or {a,b} braces if wanted, or a list of such patterns.
+    Raises ValueError, naming `setting`, if nothing matches.
     """
     if not isinstance(pattern, str):
         if not pattern:
-            raise ValueError(f"{setting}=[] names no shard; give a glob, a brace pattern, a URL or a list")
-        return [shard for one in pattern for shard in expand_shards(one, setting)]
-    if pattern.startswith("pipe:"):
-        return [pattern]  # a command's braces are the shell's
-    shards: list[str] = []
-    for part in braceexpand(pattern):
-        if "://" in part:
-            shards.append(part)
-            continue
-        path = Path(part).expanduser()
-        found = sorted(str(f) for f in path.glob("*.tar")) if path.is_dir() else sorted(glob.glob(str(path)))
-        if not found:
-            raise ValueError(
-                f"{setting}='{pattern}' matches no file ('{part}'); give a glob, a brace pattern, "
-                "a folder of .tar files, an http(s) URL, pipe:COMMAND or a list of these"
-            )
-        shards += found
+            raise _no_match(pattern, setting)
+        return [shard for each in pattern for shard in expand_shards(each, setting=setting)]
+    pieces = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
+    if _is_remote(pattern):
+        return pieces
+    found = [_local(os.path.expanduser(piece)) for piece in pieces]
+    shards = [shard for files in found for shard in files]
+    if not shards:
+        raise _no_match(pattern, setting)
+    missing = [piece for piece, files in zip(pieces, found, strict=True) if not files]
+    if missing:
+        warnings.warn(
+            f"{setting}={pattern!r}: {len(missing)} of {len(pieces)} shards do not exist, "
+            f"the first is {missing[0]}",
+            stacklevel=2,
+        )
     return shards
+
+
+def _is_remote(pattern: str) -> bool:
+    return pattern.startswith("pipe:") or re.match(r"[a-z][a-z0-9+]*://", pattern, re.IGNORECASE) is not None
+
+
+def _local(path: str) -> list[str]:
+    """Existing files; a name that exists is taken as it is, even if it has a glob's characters."""
+    if os.path.isdir(path):
+        return sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+    if os.path.exists(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True))
+
+
+def _no_match(pattern: str | Sequence[str], setting: str) -> ValueError:
+    return ValueError(
+        f"{setting}={pattern!r} matches no file; give a glob, a {{000..123}} brace pattern, a list, a folder "
+        "of .tar files, an http(s) URL or a pipe: command"
+    )

@@ -1,28 +1,51 @@
-"""Counts of samples that were skipped, shared by a loader's processes."""
+"""Samples that cannot be used are skipped, and every skip is counted by its reason."""
+
+from enum import StrEnum
 
 import torch
 
-REASONS = (
-    "corrupt_image",
-    "huge_image",
-    "missing_image",
-    "missing_caption",
-    "missing_label",
-    "broken_tar",
-    "unreadable_shard",
-)
+
+class SkipReason(StrEnum):
+    """Why a sample, or the rest of a shard, was left out."""
+
+    CORRUPT_IMAGE = "corrupt_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    MISSING_IMAGE = "missing_image"
+    MISSING_CAPTION = "missing_caption"
+    EMPTY_CAPTION = "empty_caption"
+    MISSING_LABEL = "missing_label"
+    CORRUPT_METADATA = "corrupt_metadata"
+    DUPLICATE_FILE = "duplicate_file"
+    TRUNCATED_TAR = "truncated_tar"
+    UNREADABLE_SHARD = "unreadable_shard"
+
+
+class SkippedSampleError(Exception):
+    """A sample that cannot be used, and why."""
+
+    def __init__(self, reason: SkipReason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
+        self.reason = reason
 
 
 class SkipCounts:
-    """One row per worker in shared memory, so that no two processes write the same number."""
+    """Counts by reason in memory that DataLoader workers and the main process share.
+
+    workers: number of columns; each worker writes to its own, so that no lock is needed.
+    """
 
     def __init__(self, *, workers: int) -> None:
-        self._table = torch.zeros(max(workers, 1), len(REASONS), dtype=torch.int64).share_memory_()
+        self._counts = torch.zeros(len(SkipReason), max(workers, 1), dtype=torch.int64).share_memory_()
 
-    def add(self, worker: int, reason: str) -> None:
-        """One more sample, or tar, that worker skipped for a reason."""
-        self._table[worker, REASONS.index(reason)] += 1
+    def reset(self, *, worker: int) -> None:
+        """Forgets what a worker counted."""
+        self._counts[:, worker] = 0
 
-    def totals(self) -> dict[str, int]:
-        """Reason -> count, over all workers."""
-        return dict(zip(REASONS, self._table.sum(0).tolist()))
+    def add(self, reason: SkipReason, *, worker: int) -> None:
+        """One more."""
+        self._counts[list(SkipReason).index(reason), worker] += 1
+
+    def total(self) -> dict[str, int]:
+        """Every reason that occurred, with its count over all workers."""
+        counts: list[int] = self._counts.sum(dim=1).tolist()
+        return {str(reason): n for reason, n in zip(SkipReason, counts, strict=True) if n}

@@ -1,10 +1,11 @@
 """What an evaluation offers to `sample.py`."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rfdit.sampler import Pipeline
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Samples what it needs and measures it; chosen by `eval=...`."""
 

@@ -2,34 +2,46 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Heads = Float[Tensor, "b heads n d"]
+Heads = Float[Tensor, "b heads n head"]
+Queries = Float[Tensor, "b heads queries head"]
+Keys = Float[Tensor, "b heads keys head"]
+Mask = Bool[Tensor, "b keys"]
 
 
 @runtime_checkable
 class Attention(Protocol):
     """Multi-head attention after the projections; `mask` is True at the keys that exist."""
 
-    def __call__(self, q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b n"] | None = None) -> Heads: ...
-
-
-class FusedAttention:
-    """PyTorch's scaled_dot_product_attention: the fastest kernel that the device has."""
-
-    def __call__(self, q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b n"] | None = None) -> Heads:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if mask is None else mask[:, None, None]
-        )
+    def __call__(self, q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries: ...
 
 
 class ManualAttention:
-    """The same, spelled out; softmax in float32."""
+    """Spelled out. Probabilities have the inputs' dtype; softmax itself computes in float32."""
 
-    def __call__(self, q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "b n"] | None = None) -> Heads:
+    def __call__(self, q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (b, heads, queries, keys)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], float("-inf"))
-        return scores.softmax(dim=-1, dtype=scores.dtype).to(v.dtype) @ v
+        return scores.softmax(dim=-1) @ v
+
+
+class FusedAttention:
+    """The fastest kernel that the device has: PyTorch's scaled_dot_product_attention.
+
+    But in bf16 on a CPU, where that kernel's backward pass takes two to six times as long as the
+    plain matrix products, up to the number of tokens whose scores still fit into a cache.
+    """
+
+    _products = ManualAttention()
+
+    def __call__(self, q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 1024:
+            return self._products(q, k, v, mask)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else mask[:, None, None]
+        )

@@ -48,7 +48,7 @@ class ModulationTable(nn.Module):
         self.counts = tuple(counts)
         self.linear = nn.Linear(width, sum(counts) * width)
 
-    def forward(self, y: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k d"], ...]:
+    def forward(self, y: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b _ d"], ...]:
         vectors = rearrange(self.linear(F.silu(y)).float(), "b (k d) -> b k d", k=sum(self.counts))
         return vectors.split(self.counts, dim=1)
 

@@ -33,11 +33,12 @@ class Stream(nn.Module):
         self, *, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, last: bool = False
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.qk_norm = num_heads, qk_norm
         self.qkv = nn.Linear(width, 3 * width)
         head = width // num_heads
-        self.q_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        if qk_norm:
+            self.q_norm = nn.RMSNorm(head, eps=1e-6)
+            self.k_norm = nn.RMSNorm(head, eps=1e-6)
         if not last:
             self.proj = nn.Linear(width, width)
             self.mlp_in = nn.Linear(width, int(mlp_ratio * width))
@@ -53,7 +54,10 @@ class Stream(nn.Module):
         shift, scale = modulation.unbind(1)[:2]
         qkv = self.qkv(modulated_norm(x, shift, scale))
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
-        return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
+        if self.qk_norm:
+            # Squares are summed in float32, whatever the products' precision.
+            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
+        return q, k, v
 
     def update(self, x: Tokens, attended: Heads, modulation: Modulation) -> Tokens:
         """The residual stream after attention and MLP, each behind its gate."""
@@ -104,7 +108,7 @@ class MMDiTBlock(nn.Module):
         x: Tokens,
         c: Float[Tensor, "b l d"],
         x_modulation: Modulation,
-        c_modulation: Modulation,
+        c_modulation: Float[Tensor, "b k_c d"],
         mask: Bool[Tensor, "b m"] | None = None,
     ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
         """mask: True at the tokens that exist, image tokens first."""

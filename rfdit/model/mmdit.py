@@ -11,6 +11,8 @@ from rfdit.model.backbone import ModulationTable, check_heads, initialize, run_b
 from rfdit.model.blocks import FinalLayer, MMDiTBlock, Stream
 from rfdit.model.embeddings import PatchEmbedding, PositionEmbedding, Positions, TimeEmbedding
 
+NEEDS_CAPTIONS = "model=mmdit attends to caption tokens; use conditioner=text, or model=dit"
+
 
 class MMDiT(nn.Module):
     """The velocity network with a sequence of caption tokens beside the pooled caption.
@@ -31,7 +33,7 @@ class MMDiT(nn.Module):
         patch_size: int,
         in_channels: int,
         input_size: int | Sequence[int],
-        pooled_width: int,
+        pooled_width: int | None,
         token_width: int,
         mlp_ratio: float = 4.0,
         qk_norm: bool = True,
@@ -41,6 +43,8 @@ class MMDiT(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
+        if pooled_width is None:
+            raise ValueError(NEEDS_CAPTIONS)
         self.patch_size, self.depth, self.recompute = patch_size, depth, recompute
         grid = token_grid(input_size, patch_size)
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
@@ -70,7 +74,7 @@ class MMDiT(nn.Module):
 
     def forward(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
         if cond.tokens is None:
-            raise ValueError("model=mmdit attends to caption tokens; use conditioner=text, or model=dit")
+            raise ValueError(NEEDS_CAPTIONS)
         grid = token_grid(z_t.shape[-2:], self.patch_size)
         x = self.patches(z_t) + self.positions(*grid)  # (b, n, d)
         c = self.captions(cond.tokens)  # (b, l, d)

@@ -1,13 +1,14 @@
 """What every text encoder offers."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from rfdit.batch import Condition
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """An `nn.Module` that turns captions into a `Condition`.
 

@@ -42,22 +42,26 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        if not self._pending:
+        # The newest step may get more columns yet, from a validation after it.
+        self._write({step: row for step, row in self._pending.items() if step < max(self._pending)})
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._write(dict(self._pending))
+
+    def _write(self, rows: dict[int, dict[str, float]]) -> None:
+        if not rows:
             return
         if not self._opened:
-            self._open(first_step=min(self._pending))
-        new = sorted({name for row in self._pending.values() for name in row} - set(self._columns))
+            self._open(first_step=min(rows))
+        new = sorted({name for row in rows.values() for name in row} - set(self._columns))
         if new:
             self._columns += new
             self._rewrite(self._read())
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
-            writer.writerows({"step": step, **row} for step, row in sorted(self._pending.items()))
-        self._pending = {}
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
+            writer.writerows({"step": step, **row} for step, row in sorted(rows.items()))
+        self._pending = {step: row for step, row in self._pending.items() if step not in rows}
 
     def _open(self, first_step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

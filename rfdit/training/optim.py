@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A factor on the learning rate."""
 
@@ -17,6 +18,7 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
 class OptimizerFactory(Protocol):
     """Makes the optimiser and its schedule for given parameters."""
 
@@ -39,18 +41,16 @@ class DecaySchedule:
     def __init__(
         self, *, warmup_steps: int = 0, total_steps: int, final: float = 0.0, cosine: bool = False
     ) -> None:
-        if not 0 <= warmup_steps < total_steps:
-            raise ValueError(
-                f"schedule.warmup_steps={warmup_steps} must be less than schedule.total_steps={total_steps}"
-            )
+        if total_steps < 1:
+            raise ValueError(f"schedule.total_steps={total_steps} must be at least 1; set trainer.max_steps")
         self.warmup = ConstantSchedule(warmup_steps=warmup_steps)
         self.total_steps, self.final, self.cosine = total_steps, final, cosine
 
     def __call__(self, step: int) -> float:
-        if step < self.warmup.warmup_steps:
+        if step < self.warmup.warmup_steps:  # a short run may be nothing but warm-up
             return self.warmup(step)
-        done = (step - self.warmup.warmup_steps) / (self.total_steps - self.warmup.warmup_steps)
-        done = min(done, 1.0)
+        decay_steps = max(1, self.total_steps - self.warmup.warmup_steps)
+        done = min(1.0, (step - self.warmup.warmup_steps) / decay_steps)
         left = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
         return self.final + (1 - self.final) * left
 

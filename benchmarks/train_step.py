@@ -1,0 +1,278 @@
+"""Times a training step of rfdit's DiT against diffusers' DiTTransformer2DModel of the same shape.
+
+    python benchmarks/train_step.py --size s b --patch 4 --batch 16 --precision bf16
+
+A step is forward, backward, optimiser and EMA on 4 x 32 x 32 latents with 1000 classes. rfdit's is
+built from the parts that training uses; diffusers' is the usual loop around its model: AdamW with
+PyTorch's default arguments, one EMA update per tensor, the same autocast. Both run in one process, in
+turns, with the matrix-product peak measured between them, and medians are printed: on a machine that
+others use, what slows one slows all.
+
+MFU is the share of that peak: six operations for each of the forward pass's multiply-adds.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from rfdit.batch import Condition
+from rfdit.conditioning import LabelConditioner, drop_condition
+from rfdit.model import DiT
+from rfdit.model.backbone import compile_blocks
+from rfdit.model.cost import count_macs
+from rfdit.network import Network
+from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
+from rfdit.randomness import SampleGenerator
+from rfdit.training.optim import AdamW, ConstantSchedule
+from rfdit.training.peak import matmul_peak
+
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+LATENT, CLASSES, LEARNING_RATE, DECAY, DROP = (4, 32, 32), 1000, 1e-4, 0.9999, 0.1
+
+# Where a kernel's time is counted in the profile, by a part of its name; the first that fits.
+GROUPS = {
+    "attention": ("scaled_dot_product", "flash", "softmax"),
+    "matrix products": ("mm", "linear", "gemm", "matmul"),
+    "optimiser and EMA": ("adam", "lerp", "foreach", "sqrt", "addcdiv", "mul_", "add_"),
+    "norms": ("layer_norm", "rms_norm"),
+    "activations": ("gelu", "silu"),
+    "copies and casts": ("copy", "_to_copy", "cat", "clone", "fill", "zero", "contiguous"),
+    "sums": ("sum", "mean"),
+    "elementwise": ("add", "mul", "sub", "pow", "addcmul", "div", "neg"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed."""
+
+    size: str
+    patch: int
+    batch: int
+    precision: str
+    device: torch.device
+    compile: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def __str__(self) -> str:
+        compiled = ", blocks compiled" if self.compile else ""
+        return f"{self.size.upper()}/{self.patch} batch {self.batch} {self.precision}{compiled}"
+
+
+def rfdit_step(setting: Setting) -> Callable[[], None]:
+    """A training step as rfdit takes it."""
+    width, depth, num_heads = SIZES[setting.size]
+    network = Network(
+        backbone=DiT(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=setting.patch,
+            in_channels=LATENT[0],
+            input_size=LATENT[1],
+        ),
+        conditioner=LabelConditioner(num_classes=CLASSES, width=width, drop=DROP),
+    ).to(setting.device)
+    average = copy.deepcopy(network).requires_grad_(False)
+    if setting.compile:
+        compile_blocks(network.backbone)
+    trained = [
+        (mean, weight)
+        for mean, weight in zip(average.parameters(), network.parameters())
+        if weight.requires_grad
+    ]
+    means, weights = [mean for mean, _ in trained], [weight for _, weight in trained]
+    optimizer, schedule = AdamW(
+        lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, schedule=ConstantSchedule()
+    )(weights)
+    objective = VelocityMatching(time=UniformTime(), coupling=IndependentCoupling())
+    latents, labels = samples(setting)
+    keys = torch.arange(setting.batch, device=setting.device)
+
+    def step() -> None:
+        generator = SampleGenerator(seed=0, keys=keys, purpose="train")
+        with setting.autocast():
+            cond = network.conditioner(labels, device=setting.device)
+            null = network.conditioner.null(device=setting.device)
+            cond = drop_condition(cond, null, probability=DROP, generator=generator.fork("drop"))
+            loss = objective(network.backbone, latents, cond, generator=generator).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(means, weights, 1 - DECAY)
+
+    return step
+
+
+def diffusers_step(setting: Setting) -> Callable[[], None]:
+    """A training step as it is usually written around diffusers' model, which drops labels itself."""
+    from diffusers import DiTTransformer2DModel
+
+    width, depth, num_heads = SIZES[setting.size]
+    network = DiTTransformer2DModel(
+        num_attention_heads=num_heads,
+        attention_head_dim=width // num_heads,
+        num_layers=depth,
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        sample_size=LATENT[1],
+        patch_size=setting.patch,
+        num_embeds_ada_norm=CLASSES,
+    ).to(setting.device)
+    network.train()
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+    z0, labels = samples(setting)
+
+    def step() -> None:
+        z1 = torch.randn_like(z0)
+        t = torch.rand(setting.batch, device=setting.device)
+        z_t = z0 + t[:, None, None, None] * (z1 - z0)
+        with setting.autocast():
+            v = network(z_t, timestep=1000 * t, class_labels=labels).sample
+            loss = F.mse_loss(v.float(), z1 - z0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), network.parameters()):
+                mean.mul_(DECAY).add_(weight, alpha=1 - DECAY)
+
+    return step
+
+
+def samples(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of latents and labels."""
+    latents = torch.randn(setting.batch, *LATENT, device=setting.device)
+    return latents, torch.randint(CLASSES, (setting.batch,), device=setting.device)
+
+
+def step_operations(setting: Setting) -> int:
+    """Floating-point operations of a step's matrix products."""
+    width, depth, num_heads = SIZES[setting.size]
+    with torch.device("meta"):
+        network = DiT(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=setting.patch,
+            in_channels=LATENT[0],
+            input_size=LATENT[1],
+        )
+        cond = Condition(pooled=torch.empty(1, width))
+    return 6 * setting.batch * count_macs(network, LATENT, cond)
+
+
+def seconds(step: Callable[[], None], device: torch.device) -> float:
+    """How long a step takes, until the device is done with it."""
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
+    """Prints both steps' median times, their ratio, and each one's share of the peak."""
+    steps = {"rfdit": rfdit_step(setting), "diffusers": diffusers_step(setting)}
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks = []
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(step, setting.device))
+        peaks.append(matmul_peak(setting.device, setting.dtype))
+    peak, operations = statistics.median(peaks), step_operations(setting)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(f"\n{setting}: {operations / 1e9:.1f} GFLOP a step, peak {peak / 1e9:.0f} GFLOP/s")
+    for name, median in medians.items():
+        rate = operations / median
+        print(
+            f"  {name:10s} {1e3 * median:8.1f} ms  (fastest {1e3 * min(times[name]):.1f})"
+            f"  {rate / 1e9:8.1f} GFLOP/s  MFU {rate / peak:.1%}"
+        )
+    print(f"  ratio      {medians['diffusers'] / medians['rfdit']:8.2f}")
+
+
+def show_profile(setting: Setting, *, steps: int, warmup: int) -> None:
+    """Prints where the time of rfdit's step goes: by kind of kernel, then the kernels themselves."""
+    step = rfdit_step(setting)
+    for _ in range(warmup):
+        step()
+    cuda = setting.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as recorded:
+        for _ in range(steps):
+            step()
+        synchronize(setting.device)
+    events = recorded.key_averages()
+    milliseconds = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / steps
+        for event in events
+    }
+    total = sum(milliseconds.values())
+    groups = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for key, value in milliseconds.items():
+        fits = (group for group, parts in GROUPS.items() if any(part in key.lower() for part in parts))
+        groups[next(fits, "other")] += value
+    print(f"\n{setting}: {total:.1f} ms a step under the profiler")
+    for group, value in sorted(groups.items(), key=lambda item: -item[1]):
+        print(f"  {value:8.1f} ms  {value / total:6.1%}  {group}")
+    print()
+    for event in sorted(events, key=lambda event: -milliseconds[event.key])[:20]:
+        print(f"  {milliseconds[event.key]:8.1f} ms  {event.count // steps:5d} calls  {event.key[:80]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["s", "b"])
+    parser.add_argument("--patch", nargs="+", type=int, default=[4])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile each of rfdit's blocks")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--profile", action="store_true", help="where rfdit's time goes, instead")
+    args = parser.parse_args()
+    name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    where = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
+    print(f"torch {torch.__version__} on {where}")
+    for precision in args.precision:
+        for size in args.size:
+            for patch in args.patch:
+                setting = Setting(size, patch, args.batch, precision, device, args.compile)
+                if args.profile:
+                    show_profile(setting, steps=args.repeats, warmup=args.warmup)
+                else:
+                    compare(setting, repeats=args.repeats, warmup=args.warmup)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Exact pictures are recognised, noisy ones too, wrong ones are not."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rfdit.data.scenes import OFFSETS, RELATIONS, THINGS, Scene, Thing, held_out_prompts, parse, render
+from rfdit.eval.prompt_accuracy import HeldOutPrompts, PromptAccuracy, _distances, nearest_scenes
+
+PROMPTS = held_out_prompts(60)
+CIRCLE, SQUARE = Thing("small", "red", "circle"), Thing("large", "blue", "square")
+
+
+def pictures(prompts: list[str], resolution: int = 32) -> Tensor:
+    """The prompts' pictures, with jitters that take turns."""
+    jitters = itertools.cycle(itertools.product(OFFSETS, OFFSETS))
+    drawn = []
+    for prompt in prompts:
+        scene = parse(prompt)
+        drawn.append(render(scene, next(jitters)[: len(scene.things)], resolution))
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+
+
+def accuracy(images: Tensor, prompts: list[str]) -> dict[str, float]:
+    metric = PromptAccuracy()
+    metric.update(images, prompts)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_every_scene_is_nearest_to_its_own_picture() -> None:
+    single = [(Scene((thing,)), (offset,)) for thing in THINGS for offset in OFFSETS]
+    pairs = [
+        (Scene((a, b), relation), (OFFSETS[i % 9], OFFSETS[i // 9 % 9]))
+        for i, (a, b, relation) in enumerate(itertools.product(THINGS[::7], THINGS[::5], RELATIONS))
+    ]
+    images = torch.from_numpy(np.stack([render(*scene) for scene in single + pairs])).permute(0, 3, 1, 2)
+    assert nearest_scenes(images) == [scene.canonical() for scene, _ in single + pairs]
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+def test_exact_pictures_are_all_right(resolution: int) -> None:
+    shares = accuracy(pictures(PROMPTS, resolution), PROMPTS)
+    assert shares == dict.fromkeys(("colour", "shape", "relation", "size", "scene"), 1.0)
+
+
+def test_noise_does_not_matter() -> None:
+    clean = pictures(PROMPTS).float()
+    noisy = (clean + 25 * torch.randn_like(clean)).clamp(0, 255).to(torch.uint8)
+    assert min(accuracy(noisy, PROMPTS).values()) > 0.95
+
+
+def test_the_nearest_thing_is_exact() -> None:
+    """The fast search agrees with comparing arbitrary images to every picture of one thing."""
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    drawn = [render(Scene((thing,)), (offset,)) for thing in THINGS for offset in OFFSETS]
+    every_picture = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).double().flatten(1)
+    squared = torch.cdist(images.double().flatten(1), every_picture).square() / 255**2
+    expected = squared.view(5, len(THINGS), len(OFFSETS)).amin(-1)
+    found = _distances(images, (16, 16)).double()
+    # The pictures compared here are rounded to bytes.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    assert torch.equal(found.argmin(1), expected.argmin(1))
+
+
+def test_wrong_colour_shape_and_size_are_told_apart() -> None:
+    asked = [str(CIRCLE)] * 3
+    shown = ["a small blue circle", "a small red square", "a large red circle"]
+    shares = accuracy(pictures(shown), asked)
+    for name in ("colour", "shape", "size"):
+        assert shares[name] == pytest.approx(2 / 3)
+    assert shares["scene"] == 0
+    assert np.isnan(shares["relation"])
+
+
+def test_another_number_of_things_is_wrong() -> None:
+    two = Scene((CIRCLE, SQUARE), "above").caption
+    shares = accuracy(pictures([two, str(CIRCLE)]), [str(CIRCLE), two])
+    assert set(shares.values()) == {0.0}
+
+
+def test_a_swapped_relation_is_wrong_and_its_mirror_image_is_right() -> None:
+    asked = Scene((CIRCLE, SQUARE), "left of").caption
+    for shown, right in {
+        "left of": (CIRCLE, SQUARE, 1.0),
+        "right of": (SQUARE, CIRCLE, 1.0),
+        "above": (CIRCLE, SQUARE, 0.0),
+    }.items():
+        first, second, share = right
+        assert accuracy(pictures([Scene((first, second), shown).caption]), [asked])["relation"] == share
+    swapped = Scene((SQUARE, CIRCLE), "left of").caption
+    assert accuracy(pictures([swapped]), [asked])["relation"] == 0.0
+
+
+def test_relation_disregards_sizes_and_scene_does_not() -> None:
+    asked = Scene((CIRCLE, SQUARE), "below").caption
+    larger = Scene((Thing("large", "red", "circle"), SQUARE), "below").caption
+    shares = accuracy(pictures([larger]), [asked])
+    assert (shares["relation"], shares["scene"]) == (1.0, 0.0)
+
+
+def test_parts_merge_to_the_whole() -> None:
+    """What torchmetrics does across ranks: states are summed."""
+    images = pictures(PROMPTS)
+    images[::3] = 255 - images[::3]
+    whole, first, second = PromptAccuracy(), PromptAccuracy(), PromptAccuracy()
+    whole.update(images, PROMPTS)
+    first.update(images[:7], PROMPTS[:7])
+    second.update(images[7:], PROMPTS[7:])
+    first.merge_state(second)
+    assert first.compute() == whole.compute()
+
+
+def test_what_is_no_scene_is_refused() -> None:
+    with pytest.raises(ValueError, match="'a red circle' describes no scene"):
+        accuracy(pictures(PROMPTS[:1]), ["a red circle"])
+    with pytest.raises(ValueError, match="not square"):
+        nearest_scenes(torch.zeros(1, 3, 32, 64, dtype=torch.uint8))
+
+
+def test_held_out_prompts_are_sampled_and_judged() -> None:
+    evaluation = HeldOutPrompts(pictures_per_thing=2, pairs=5)
+    assert len(evaluation.prompts) == 12 * 2 + 5
+
+    class Oracle:
+        def __call__(self, inputs: list[str], *, seed: int) -> Tensor:
+            return pictures(inputs)
+
+    assert evaluation(Oracle(), seed=0) == {"colour": 1.0, "shape": 1.0, "relation": 1.0}

@@ -1,0 +1,54 @@
+"""The readable attention and the fast one are the same function, with the same gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rfdit.model import FusedAttention, ManualAttention
+
+
+def heads(queries: int = 7, keys: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (2, 3, 1, 8)
+    q = torch.randn(2, 3, queries, 8, requires_grad=True)
+    k, v = (torch.randn(*shape[:2], keys, 8, requires_grad=True) for _ in range(2))
+    return q, k, v
+
+
+MASK = torch.tensor([[True] * 7, [True, True, True, False, False, True, False]])
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_manual_equals_fused(mask: Tensor | None) -> None:
+    qkv = heads()
+    outputs = [attention(*qkv, mask) for attention in (FusedAttention(), ManualAttention())]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    weights = torch.randn_like(outputs[0])
+    gradients = [torch.autograd.grad((out * weights).sum(), qkv) for out in outputs]
+    for fused, manual in zip(*gradients):
+        torch.testing.assert_close(fused, manual)
+
+
+@pytest.mark.parametrize("attention", [FusedAttention(), ManualAttention()])
+def test_by_hand(attention: FusedAttention | ManualAttention) -> None:
+    """softmax(q k / sqrt(d)) v for two keys."""
+    q = torch.tensor([1.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 4)
+    k = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]).view(1, 1, 2, 4)
+    v = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]).view(1, 1, 2, 4)
+    first = torch.sigmoid(torch.tensor(2 / 4**0.5)).item()
+    torch.testing.assert_close(attention(q, k, v).flatten(), torch.tensor([first, 1 - first, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("attention", [FusedAttention(), ManualAttention()])
+def test_masked_keys_are_as_if_they_were_not_there(attention: FusedAttention | ManualAttention) -> None:
+    q, k, v = heads()
+    kept = MASK[1]
+    masked = attention(q[1:], k[1:], v[1:], MASK[1:])
+    torch.testing.assert_close(masked, attention(q[1:], k[1:, :, kept], v[1:, :, kept]))
+
+
+@pytest.mark.parametrize("attention", [FusedAttention(), ManualAttention()])
+def test_bf16_stays_close(attention: FusedAttention | ManualAttention) -> None:
+    qkv = [x.detach() for x in heads()]
+    half = attention(*(x.bfloat16() for x in qkv))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), attention(*qkv), atol=0.03, rtol=0.03)

@@ -1,0 +1,138 @@
+"""Imports point one way, frameworks stay in their places, and files stay short."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import rfdit
+
+ROOT = Path(rfdit.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Each part may import from the layers before its own, and from itself; not from its layer's others.
+LAYERS = [
+    ["batch"],
+    ["flow", "randomness", "images", "precision", "frozen", "grid", "protocols"],
+    ["model", "objective", "autoencoder", "text_encoder", "data", "conditioning"],
+    ["network"],
+    ["sampler"],
+    ["eval"],
+    ["training"],
+    ["callbacks"],
+    ["config"],
+    ["command_line"],
+    ["train", "sample"],
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+SCRIPTS = ["command_line", "train", "sample"]
+ALLOWED = {
+    "lightning": ["data", "training", "callbacks", *SCRIPTS],
+    "pytorch_lightning": [],
+    "hydra": ["config", *SCRIPTS],
+    "omegaconf": ["config", *SCRIPTS],
+    "diffusers": ["autoencoder"],
+    "open_clip": ["text_encoder"],
+    "webdataset": ["data"],
+    "torchmetrics": ["eval", "callbacks"],
+}
+LAZY = ["diffusers", "open_clip"]
+
+
+@dataclass(frozen=True)
+class Import:
+    file: Path
+    line: int
+    module: str
+    lazy: bool  # inside a function
+
+    @property
+    def part(self) -> str:
+        """The package or file directly under rfdit that imports."""
+        return self.file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT.parent)}:{self.line} imports {self.module}"
+
+
+def imports_of(file: Path) -> Iterator[Import]:
+    """Every import of a file; those for type checkers alone count as lazy."""
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield Import(file, node.lineno, name.name, lazy)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            assert node.module is not None
+            if node.module == "rfdit":  # from rfdit import flow
+                for name in node.names:
+                    yield Import(file, node.lineno, f"rfdit.{name.name}", lazy)
+            else:
+                yield Import(file, node.lineno, node.module, lazy)
+        inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_type_checking(node)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inside)
+
+    return visit(ast.parse(file.read_text()), lazy=False)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+IMPORTS = [found for file in FILES for found in imports_of(file)]
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {file.relative_to(ROOT).parts[0].removesuffix(".py") for file in FILES} - {"__init__", "conf"}
+    assert parts <= LEVEL.keys(), f"give {sorted(parts - LEVEL.keys())} a place in LAYERS"
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for found in IMPORTS:
+        if not found.module.startswith("rfdit.") or found.part == "__init__":
+            continue
+        target = found.module.split(".")[1]
+        base = LEVEL[target] == LEVEL[found.part] == 1  # files of the base may know each other
+        if target != found.part and not base and LEVEL[target] >= LEVEL[found.part]:
+            wrong.append(str(found))
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("framework", ALLOWED)
+def test_frameworks_stay_in_their_places(framework: str) -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if found.module.split(".")[0] == framework and found.part not in ALLOWED[framework]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("framework", LAZY)
+def test_wrapped_libraries_are_imported_lazily(framework: str) -> None:
+    wrong = [str(found) for found in IMPORTS if found.module.split(".")[0] == framework and not found.lazy]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_mathematics_imports_no_framework() -> None:
+    """In a fresh interpreter, networks, objectives and samplers load torch and nothing that wraps it."""
+    program = (
+        "import sys, rfdit.model, rfdit.objective, rfdit.autoencoder, rfdit.text_encoder, rfdit.sampler;"
+        f"print([name for name in {[*ALLOWED]!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_are_short_and_named_for_an_idea(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 300
+    assert file.stem not in {"utils", "helpers", "common", "misc"}

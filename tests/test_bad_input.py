@@ -1,0 +1,163 @@
+"""Every mistake ends in one sentence that names the setting, what was given and what is wanted."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command_line import CommandLine
+
+
+def test_unknown_setting_names_the_nearest(cli: CommandLine) -> None:
+    assert cli.error("train", "trainer.max_step=3") == (
+        "trainer.max_step is no setting; did you mean trainer.max_steps?"
+    )
+
+
+def test_added_root_setting_is_refused(cli: CommandLine) -> None:
+    assert cli.error("train", "+sed=3") == "sed is no setting; did you mean seed?"
+
+
+def test_added_setting_of_a_group_is_refused(cli: CommandLine) -> None:
+    message = cli.error("train", "+model.widht=3")
+    assert message == "model.widht is no setting of MMDiT; did you mean width?"
+
+
+def test_unknown_option_lists_the_options(cli: CommandLine) -> None:
+    assert cli.error("train", "model=unet") == "model=unet does not exist; choose from dit, mmdit"
+
+
+def test_wrong_types_are_reported_together(cli: CommandLine) -> None:
+    message = cli.error("train", "data.batch_size=many", "optimizer.lr=fast")
+    assert "data.batch_size='many' is a str, and it takes" in message
+    assert "optimizer.lr='fast' is a str, and it takes float" in message
+
+
+def test_wrong_type_at_the_root(cli: CommandLine) -> None:
+    message = cli.error("train", "seed=x")
+    assert message == "seed=x: Value 'x' of type 'str' could not be converted to Integer"
+
+
+def test_patch_that_does_not_divide(cli: CommandLine) -> None:
+    message = cli.error("train", "model.patch_size=3")
+    assert message == "model.patch_size=3 does not divide the latent size 32; use 2, 4 or 8"
+
+
+def test_heads_that_do_not_divide(cli: CommandLine) -> None:
+    assert cli.error("train", "model.num_heads=5") == "model.num_heads=5 does not divide model.width=24"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is asked for")
+def test_no_gpu_where_one_was_asked_for(cli: CommandLine) -> None:
+    message = cli.error("train", "trainer.accelerator=gpu")
+    assert message.startswith("trainer.accelerator=gpu asks for a GPU and this machine has none")
+
+
+def test_unknown_precision(cli: CommandLine) -> None:
+    assert cli.error("train", "trainer.precision=fp8") == (
+        "trainer.precision=fp8 is unknown; use auto, bf16 or fp32"
+    )
+
+
+def test_missing_shards(cli: CommandLine) -> None:
+    assert cli.error("train", "data=laion") == "data.shards is not set; give data.shards=..."
+
+
+def test_shard_pattern_without_match(cli: CommandLine, tmp_path: Path) -> None:
+    message = cli.error("train", "data=laion", "data.resolution=32", f"data.shards={tmp_path}/none-*.tar")
+    assert "none-*.tar" in message
+    assert "data.shards" in message
+
+
+def test_resolution_that_the_autoencoder_cannot_halve(cli: CommandLine) -> None:
+    message = cli.error(
+        "train", "autoencoder=taesd", "data=laion", "data.shards=x.tar", "data.resolution=100"
+    )
+    assert message == "data.resolution=100 is no multiple of autoencoder.downsampling=8"
+
+
+def test_mmdit_needs_captions(cli: CommandLine) -> None:
+    message = cli.error("train", "conditioner=labels", "conditioner.num_classes=3")
+    assert message == "model=mmdit attends to caption tokens; use conditioner=text, or model=dit"
+
+
+class TestCheckpoints:
+    """What `ckpt` and `run_dir` may mean together."""
+
+    @pytest.fixture
+    def run(self, cli: CommandLine) -> Path:
+        cli.train("run_dir=first")
+        return Path("first")
+
+    def test_a_run_is_not_overwritten(self, cli: CommandLine, run: Path) -> None:
+        assert cli.error("train", "run_dir=first") == (
+            "run_dir=first holds a run already; give ckpt=last to resume it, or another run_dir"
+        )
+
+    def test_two_conflicting_checkpoints(self, cli: CommandLine, run: Path) -> None:
+        shutil.copytree(run, "second")
+        message = cli.error("train", "run_dir=second", "ckpt=first")
+        assert "ckpt=first and run_dir=second are two conflicting checkpoints" in message
+
+    def test_last_of_an_empty_run(self, cli: CommandLine) -> None:
+        message = cli.error("train", "run_dir=empty", "ckpt=last")
+        assert message == "ckpt=last means run_dir=empty, which has no checkpoints/last.ckpt"
+
+    def test_another_architecture(self, cli: CommandLine, run: Path) -> None:
+        message = cli.error("train", "run_dir=other", "ckpt=first", "model.depth=3", "model.patch_size=8")
+        assert "belongs to another network" in message
+        assert "model.depth=3, there 2" in message
+        assert "model.patch_size=8, there 4" in message
+
+    def test_another_autoencoder(self, cli: CommandLine, run: Path) -> None:
+        raw = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+        raw["rfdit"]["latents"] |= {"name": "sd", "scale": 0.18215}
+        Path("sd").mkdir()
+        torch.save(raw, "sd/only.ckpt")
+        message = cli.error("train", "run_dir=other", "ckpt=sd")
+        assert "the checkpoint was trained on latents of autoencoder=sd" in message
+        assert "scale 0.18215 (here 1.0)" in message
+
+    def test_several_checkpoints_in_a_folder(self, cli: CommandLine, run: Path) -> None:
+        Path("folder").mkdir()
+        for name in ("a.ckpt", "b.ckpt"):
+            shutil.copy(run / "checkpoints/last.ckpt", Path("folder") / name)
+        message = cli.error("sample", "ckpt=folder", "prompts=[a small red circle]")
+        assert "ckpt=folder holds several checkpoints and no last.ckpt (a.ckpt, b.ckpt)" in message
+
+    def test_damaged_checkpoint(self, cli: CommandLine, run: Path) -> None:
+        data = (run / "checkpoints/last.ckpt").read_bytes()
+        Path("cut.ckpt").write_bytes(data[: len(data) // 2])
+        assert "ckpt=cut.ckpt cannot be read" in cli.error("sample", "ckpt=cut.ckpt", "prompts=[a]")
+
+    def test_pickle_with_code_is_never_run(self, cli: CommandLine) -> None:
+        torch.save({"rfdit": _WritesAFile()}, "evil.ckpt")
+        assert "which is never loaded" in cli.error("sample", "ckpt=evil.ckpt", "prompts=[a]")
+        assert not Path("ran").exists()
+
+    def test_foreign_checkpoint(self, cli: CommandLine) -> None:
+        torch.save({"state_dict": {}}, "foreign.ckpt")
+        message = cli.error("sample", "ckpt=foreign.ckpt", "prompts=[a]")
+        assert message == "ckpt=foreign.ckpt was not written by rfdit's train.py"
+
+    def test_no_checkpoint_names_the_newest_run(self, cli: CommandLine) -> None:
+        cli.train("run_dir=outputs/mine")
+        message = cli.error("sample", "prompts=[a]")
+        assert message.endswith("the newest run here is ckpt=outputs/mine")
+
+    def test_no_prompts(self, cli: CommandLine, run: Path) -> None:
+        assert "prompts is not set" in cli.error("sample", "ckpt=first")
+
+    def test_prompts_that_are_no_file(self, cli: CommandLine, run: Path) -> None:
+        message = cli.error("sample", "ckpt=first", "prompts=a red circle")
+        assert (
+            message == "prompts=a red circle is no file; for one prompt inline write 'prompts=[a red circle]'"
+        )
+
+
+class _WritesAFile:
+    """What a pickle from a stranger may do."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("ran"),)  # type: ignore[return-value]

@@ -1,0 +1,222 @@
+"""A run from its first step to its last, through kills, resumes and signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.command_line import FAST, CommandLine, metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+def state(run: Path) -> dict[str, object]:
+    """Everything that a resumed run must have in common with one that was never interrupted."""
+    raw = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    return {
+        name: raw[name] for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "global_step")
+    }
+
+
+def assert_equal(a: object, b: object, path: str = "") -> None:
+    """Bit for bit, through nested containers."""
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list):
+        assert isinstance(b, list)
+        assert len(a) == len(b), path
+        for i, pair in enumerate(zip(a, b)):
+            assert_equal(*pair, f"{path}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor)
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def test_run_folder(cli: CommandLine) -> None:
+    cli.train("run_dir=run", "trainer.val_every_n_steps=2", "trainer.limit_val_batches=1")
+    run = Path("run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["input_size"] == 32  # resolved
+    assert "trainer.max_steps=3" in (run / "overrides.txt").read_text().splitlines()
+    environment = json.loads((run / "environment.jsonl").read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["git"] is None or len(environment["git"]["commit"]) == 40
+    assert (run / "checkpoints/last.ckpt").exists()
+    assert (run / "checkpoints/best.ckpt").exists()
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_metrics(cli: CommandLine) -> None:
+    cli.train("run_dir=run", "trainer.max_steps=6", "trainer.val_every_n_steps=3", "data.batch_size=16")
+    rows = metrics(Path("run"))
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert all(float(row["train/loss"]) > 0 for row in rows)
+    assert [bool(row["val/loss"]) for row in rows] == [False, False, True, False, False, True]
+    bins = [float(v) for row in rows for k, v in row.items() if k.startswith("train/loss_t") and v]
+    assert 0 < sum(bins) / len(bins) < 3
+    rates = [float(row["lr-AdamW"]) for row in rows]
+    assert rates == sorted(rates)  # warm-up
+    assert rates[0] < 1e-3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_bit_equal_to_no_interruption(cli: CommandLine, workers: int) -> None:
+    settings = [f"data.num_workers={workers}", "schedule.total_steps=10", "trainer.precision=fp32"]
+    cli.train("run_dir=whole", "trainer.max_steps=10", *settings)
+    cli.train("run_dir=parts", "trainer.max_steps=4", *settings)
+    cli.train("run_dir=parts", "trainer.max_steps=10", "ckpt=last", *settings)
+    assert_equal(state(Path("whole")), state(Path("parts")))
+    whole, parts = metrics(Path("whole")), metrics(Path("parts"))
+    assert [row["train/loss"] for row in whole] == [row["train/loss"] for row in parts]
+
+
+def test_resume_from_another_run_starts_a_folder_of_its_own(cli: CommandLine) -> None:
+    cli.train("run_dir=first")
+    cli.train("run_dir=second", "ckpt=first", "trainer.max_steps=5")
+    assert torch.load("second/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    assert torch.load("first/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_metrics_of_steps_that_are_done_again_are_replaced(cli: CommandLine) -> None:
+    cli.train("run_dir=run", "trainer.max_steps=6", "callbacks.checkpoints.every_n_steps=4")
+    raw = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert raw["global_step"] == 6
+    # As after a kill at step 6: the checkpoint of step 4 is the last, metrics go on to 6.
+    cli.train("run_dir=four", "trainer.max_steps=4", "schedule.total_steps=6")
+    Path("run/checkpoints/last.ckpt").write_bytes(Path("four/checkpoints/last.ckpt").read_bytes())
+    cli.train("run_dir=run", "trainer.max_steps=8", "ckpt=last")
+    assert [int(row["step"]) for row in metrics(Path("run"))] == list(range(8))
+
+
+def test_seed_decides_everything(cli: CommandLine) -> None:
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cli.train(f"run_dir={run}", f"seed={seed}", "trainer.precision=fp32")
+    assert_equal(state(Path("a")), state(Path("b")))
+    losses = [[row["train/loss"] for row in metrics(Path(run))] for run in "abc"]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_non_finite_loss_stops_before_the_weights(cli: CommandLine) -> None:
+    message = cli.error(
+        "train", "run_dir=run", "optimizer.lr=1e30", "schedule=constant", "trainer.max_steps=20",
+        "trainer.gradient_clip_val=null",
+    )  # fmt: skip
+    assert message.startswith("the loss became non-finite at step ")
+    assert "optimizer.lr" in message
+    assert " for t in [" in message
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert "the last good state is in run/checkpoints/last.ckpt" in message
+    assert all(torch.isfinite(v).all() for v in saved["state_dict"].values())
+    assert f"at step {saved['global_step']} " in message
+
+
+def test_accumulation_updates_the_average_once_per_step(cli: CommandLine) -> None:
+    cli.train("run_dir=run", "trainer.accumulate_grad_batches=3", "trainer.max_steps=2")
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert saved["ema"]["updates"] == 2
+
+
+def test_losses_fall(cli: CommandLine) -> None:
+    cli.train("run_dir=run", "trainer.max_steps=60", "schedule.warmup_steps=5", "data.batch_size=16")
+    losses = [float(row["train/loss"]) for row in metrics(Path("run"))]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_sample_grid_is_written_from_fixed_noise(cli: CommandLine) -> None:
+    cli.train(
+        "run_dir=run",
+        "callbacks.grid={_target_: rfdit.callbacks.SampleGrid, folder: run/samples, sampler: ${sampler}, "
+        "every_n_steps: 2, count: 3}",
+        "sampler.steps=2",
+        "trainer.max_steps=4",
+    )
+    assert sorted(p.name for p in Path("run/samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+
+
+def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
+    cli.train(
+        "run_dir=run", "model=dit", "conditioner=labels", "conditioner.num_classes=9", "data=laion",
+        "data.resolution=32", f"data.shards={emoji_shard}", "data.label_key=json.label",
+    )  # fmt: skip
+    assert (
+        "network.conditioner.table.weight"
+        in torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    )
+
+
+def test_compiled_blocks_train(cli: CommandLine) -> None:
+    cli.train("run_dir=eager", "trainer.precision=fp32")
+    cli.train("run_dir=compiled", "trainer.precision=fp32", "compile=true")
+    eager, compiled = (float(metrics(Path(run))[-1]["train/loss"]) for run in ("eager", "compiled"))
+    assert eager == pytest.approx(compiled, rel=1e-4)
+
+
+def launch(*overrides: str, cwd: Path, module: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """train.py in a process of its own."""
+    command = [sys.executable, *module, str(ROOT / "train.py"), *FAST, *overrides]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_a_checkpoint(
+    cli: CommandLine, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = launch("run_dir=run", "trainer.max_steps=100000", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert f"stopped by {number.name}" in output
+    assert "resume with run_dir=run ckpt=last" in output
+    step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    cli.train("run_dir=run", "ckpt=last", f"trainer.max_steps={step + 2}")
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(cli: CommandLine, tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = launch(
+        "run_dir=two", "strategy=ddp", "trainer.devices=2", "data.batch_size=2", "data.shuffle_buffer=0",
+        cwd=tmp_path, module=torchrun,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=180)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
+    saved = torch.load("two/checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    cli.sample("ckpt=two", "prompts=[a small red circle]")
+
+
+@pytest.mark.slow
+def test_sweep(cli: CommandLine, tmp_path: Path) -> None:
+    """The sweep of the README, with real sizes."""
+    command = [
+        sys.executable, str(ROOT / "train.py"), "-m", "size=tiny,s", "patch=p4,p8", "trainer.max_steps=3",
+        "run_dir=sweep", "data.batch_size=2",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=400)
+    runs = {path.parent.parent.name for path in (tmp_path / "sweep").glob("*/checkpoints/last.ckpt")}
+    assert runs == {f"patch={p},size={s}" for p in ("p4", "p8") for s in ("tiny", "s")}
