@@ -152,12 +152,11 @@ def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
         "run_dir=run", "model=dit", "conditioner=labels", "conditioner.num_classes=9", "data=laion",
         "data.resolution=32", f"data.shards={emoji_shard}", "data.label_key=json.label",
     )  # fmt: skip
-    assert (
-        "network.conditioner.table.weight"
-        in torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    )
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert saved["state_dict"]["network.conditioner.table.weight"].shape == (10, 24)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train(cli: CommandLine) -> None:
     cli.train("run_dir=eager", "trainer.precision=fp32")
     cli.train("run_dir=compiled", "trainer.precision=fp32", "compile=true")
