@@ -86,7 +86,8 @@ def test_defaults_validate(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "parameters"), [("s", "p2", 32_957_200), ("b", "p2", 130_500_112), ("b", "p8", 130_684_672)]
+    ("size", "patch", "parameters"),
+    [("s", "p2", 32_957_200), ("b", "p2", 130_500_112), ("b", "p8", 130_684_672)],
 )
 def test_sizes_and_patches_are_the_papers(size: str, patch: str, parameters: int) -> None:
     config = composed(

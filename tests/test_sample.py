@@ -55,7 +55,11 @@ def test_the_record_makes_the_picture_again(cli: CommandLine, run: Path) -> None
 def test_batch_size_does_not_change_the_pictures(cli: CommandLine, run: Path) -> None:
     for size in (1, 2, 32):
         cli.sample(
-            "ckpt=run", f"prompts=[{','.join(PROMPTS)}]", f"batch_size={size}", f"out=b{size}", "precision=fp32"
+            "ckpt=run",
+            f"prompts=[{','.join(PROMPTS)}]",
+            f"batch_size={size}",
+            f"out=b{size}",
+            "precision=fp32",
         )
     whole = pictures(Path("b32")).astype(int)
     for size in (1, 2):

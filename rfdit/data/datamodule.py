@@ -1,5 +1,6 @@
 """The LightningDataModule: tar shards in, batches out, on every rank and across restarts."""
 
+import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from rfdit.data.shards import Shards, resolve_shards
 from rfdit.data.stream import TarStream
 
 PREFETCHED_BATCHES = 4  # per worker
+SECONDS_TO_SAVE = 120  # that a worker lives on after a SIGTERM
 
 
 class StreamDataModule(L.LightningDataModule):
@@ -174,7 +176,19 @@ class StreamDataModule(L.LightningDataModule):
             persistent_workers=persistent and stream.workers > 0,
             prefetch_factor=PREFETCHED_BATCHES if stream.workers else None,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_signals,
         )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Lets the training process end a run that Ctrl-C or SIGTERM stopped.
+
+    Both usually reach a whole process group. A worker that died of them would take the training
+    process with it before the checkpoint is written; so it goes on, and ends itself if it is still
+    there after a while.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_TO_SAVE))
 
 
 def _resolution(resolution: int | Sequence[int]) -> int | tuple[int, int]:
