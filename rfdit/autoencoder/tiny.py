@@ -2,6 +2,7 @@
 
 from rfdit.autoencoder.contract import LatentContract
 from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
+from rfdit.autoencoder.latent_cache import LatentCache
 from rfdit.autoencoder.pretrained import check_declared, load_pretrained
 from rfdit.batch import Images, Latent
 from rfdit.randomness import SampleGenerator
@@ -14,7 +15,7 @@ class TinyAutoencoder:
     name: of the latent space, for the contract.
     latent_channels, downsampling, scale, shift: must be what the weights' own config says. TAESD is
         trained on latents that are already scaled, hence 1 and 0.
-    dtype, slice_size: see `FrozenHalves`.
+    dtype, slice_size: see `FrozenHalves`. cache_size: see `LatentCache`.
 
     Raises OSError without weights at `source`, ValueError where they disagree with the settings.
     """
@@ -31,6 +32,7 @@ class TinyAutoencoder:
         subfolder: str | None = None,
         dtype: str = "auto",
         slice_size: int | None = None,
+        cache_size: int = 0,
     ) -> None:
         from diffusers import AutoencoderTiny
 
@@ -47,10 +49,14 @@ class TinyAutoencoder:
         )
         check_declared(source, declared=self.contract, found=found)
         self._halves = FrozenHalves(module, dtype=dtype, slice_size=slice_size)
+        self._cache = LatentCache(cache_size)
 
     def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
         """Images in [-1, 1] -> normalised latents, float32; there is no posterior to draw from."""
         check_divisible(images, self.downsampling)
+        return self._cache(self._encode, images)
+
+    def _encode(self, images: Images) -> Latent:
         return self.contract.normalise(self._halves.run(lambda ae, x: ae.encode(x).latents, images))
 
     def decode(self, latents: Latent) -> Images:
