@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from rfdit.batch import Batch, Condition
+from rfdit.protocols import TextEncoder
 from rfdit.randomness import SampleGenerator
 
 Inputs = Sequence[str] | Sequence[int] | Int[Tensor, "b"]  # captions, or class labels
@@ -31,17 +32,6 @@ class Conditioner(Protocol):
     def null(self, *, device: torch.device) -> Condition:
         """The condition of one sample that says nothing."""
         ...
-
-
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Captions to features; frozen and pretrained, or trained with the model."""
-
-    width: int
-    pooled_width: int
-    length: int
-
-    def __call__(self, captions: Sequence[str], *, device: torch.device) -> Condition: ...
 
 
 class LabelConditioner(nn.Module):

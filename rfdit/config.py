@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rfdit
+from rfdit.network import Network
 
 PACKAGE = Path(rfdit.__file__).parent
 # conf/ is inside the package in a wheel and beside it in a checkout.
@@ -116,6 +117,11 @@ def build(node: Any, **supplied: Any) -> Any:
         if isinstance(cause, ValueError):
             raise cause from None
         raise
+
+
+def build_network(config: dict[str, Any]) -> Network:
+    """The trained part of a configuration; the backbone first, since its errors come at once."""
+    return Network(backbone=build(config["model"]), conditioner=build(config["conditioner"]))
 
 
 def default_settings(name: str) -> list[str]:

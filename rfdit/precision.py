@@ -12,6 +12,23 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     return False
 
 
-def encoder_dtype(device: torch.device) -> torch.dtype:
-    """The dtype that frozen encoders run in on a device: bf16 where that is fast, else fp32."""
-    return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class EncoderPrecision:
+    """The arithmetic of a frozen encoder.
+
+    dtype: `auto` (bf16 where the device multiplies it fast, else fp32), `fp32` or `bf16`.
+    setting: the name of `dtype` in the configuration, for the ValueError about any other value.
+    """
+
+    def __init__(self, dtype: str, *, setting: str) -> None:
+        if dtype != "auto" and dtype not in DTYPES:
+            raise ValueError(f"{setting}={dtype} is unknown; use auto, fp32 or bf16")
+        self._dtype = dtype
+
+    def on(self, device: torch.device) -> torch.dtype:
+        """The dtype on a device."""
+        if self._dtype == "auto":
+            return torch.bfloat16 if multiplies_bf16_fast(device) else torch.float32
+        return DTYPES[self._dtype]

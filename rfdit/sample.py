@@ -17,11 +17,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from rfdit.command_line import explain_errors
-from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.grid import captioned_grid, to_pil
 from rfdit.network import Network
 from rfdit.sampler import Pipeline
-from rfdit.train import build_network
 from rfdit.training.checkpoint import SavedRun, find_checkpoint, newest_run, read_checkpoint
 from rfdit.training.run_folder import environment
 from rfdit.training.trainer import pick_device, pick_precision

@@ -15,9 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rfdit.callbacks import GracefulStop
 from rfdit.command_line import explain_errors
-from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.model.cost import count_parameters
-from rfdit.network import Network
 from rfdit.training.checkpoint import check_resumable, find_checkpoint, newest_run, read_checkpoint
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
@@ -30,11 +29,6 @@ class Training:
     module: FlowModule
     data: L.LightningDataModule
     trainer: L.Trainer
-
-
-def build_network(config: dict[str, Any]) -> Network:
-    """The trained part of a configuration; the backbone first, since its errors come at once."""
-    return Network(backbone=build(config["model"]), conditioner=build(config["conditioner"]))
 
 
 def build_training(config: dict[str, Any]) -> Training:

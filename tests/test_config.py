@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from rfdit.config import CONFIG_DIR, register, validate
+from rfdit.config import CONFIG_DIR, build_network, register, validate
 from rfdit.model.cost import count_parameters
 from tests.command_line import CommandLine
 
@@ -94,8 +94,6 @@ def test_sizes_and_patches_are_the_papers(size: str, patch: str, parameters: int
         "train", f"size={size}", f"patch={patch}", "model=dit", "conditioner=labels", "autoencoder=sd",
         "data.resolution=256",
     )  # fmt: skip
-    from rfdit.train import build_network
-
     assert count_parameters(build_network(config)) == parameters
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.hub import hub_is_reachable
 
 
 def load_pretrained(kind: type[Any], source: str, *, subfolder: str | None = None) -> Any:
@@ -38,7 +39,7 @@ def load_pretrained(kind: type[Any], source: str, *, subfolder: str | None = Non
 
 def _download(kind: type[Any], source: str, subfolder: str | None) -> Any:
     reason = "the Hugging Face hub cannot be reached from here"
-    if _hub_is_reachable():
+    if hub_is_reachable():
         try:
             return _load(kind, source, subfolder, local=False)
         except OSError as error:
@@ -69,17 +70,6 @@ def _load(kind: type[Any], source: str, subfolder: str | None, *, local: bool) -
     if wrong:
         raise ValueError(f"{setting} is no {kind.__name__}: {wrong} of its weights are missing or too many")
     return module
-
-
-def _hub_is_reachable() -> bool:
-    """One quick request: the hub's own client retries for half a minute before it gives up."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of requests or of httpx, whichever this version of huggingface_hub uses
-        return False
-    return True
 
 
 def check_declared(source: str, *, declared: LatentContract, found: LatentContract) -> None:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from rfdit.batch import Condition
 from rfdit.frozen import Frozen
-from rfdit.precision import encoder_dtype
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from rfdit.precision import EncoderPrecision
 
 
 class FrozenTower:
@@ -36,8 +34,6 @@ class FrozenTower:
         dtype: str = "auto",
         cache_size: int = 256,
     ) -> None:
-        if dtype != "auto" and dtype not in DTYPES:
-            raise ValueError(f"text_encoder.dtype={dtype}: write auto, fp32 or bf16")
         if cache_size < 1:
             raise ValueError(
                 f"text_encoder.cache_size={cache_size}: at least the empty caption is remembered; write 1"
@@ -45,7 +41,7 @@ class FrozenTower:
         self._frozen = Frozen(tower)
         self._tokenize = tokenize
         self._encode = encode
-        self._dtype = dtype
+        self._precision = EncoderPrecision(dtype, setting="text_encoder.dtype")
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[str, torch.device], Condition] = OrderedDict()
 
@@ -83,7 +79,7 @@ class FrozenTower:
 
     def _run(self, captions: list[str], device: torch.device) -> list[Condition]:
         """One condition of one row per caption."""
-        dtype = encoder_dtype(device) if self._dtype == "auto" else DTYPES[self._dtype]
+        dtype = self._precision.on(device)
         tower = self._frozen.on(device, dtype)
         ids = self._tokenize(captions).to(device)
         # no_grad and not inference_mode: a training step must be able to save the result for backward.

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from rfdit.hub import hub_is_reachable
+
 
 def hub_folder(source: str) -> str:
     """A folder with a Hugging Face text model: `source` itself, or the hub's download of it.
@@ -77,17 +79,6 @@ def open_clip_weights(model: str, pretrained: str) -> str:
         f"{setting} of {model} cannot be downloaded: {reason}. Download {origin} on a machine with network, "
         "copy its open_clip_model.safetensors here and set text_encoder.pretrained=FILE"
     ) from None
-
-
-def hub_is_reachable() -> bool:
-    """One quick request: the hub's own client retries for half a minute before it gives up."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of requests or of httpx, whichever this version of huggingface_hub uses
-        return False
-    return True
 
 
 def _is_complete(folder: Path) -> bool:

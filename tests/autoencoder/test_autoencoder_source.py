@@ -37,7 +37,7 @@ def test_an_unreachable_hub_is_said_at_once_with_a_way_out(no_hub: None) -> None
 
 
 def test_a_hub_that_refuses_gives_its_reason(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(pretrained, "hub_is_reachable", lambda: True)
 
     def load(kind: type, source: str, subfolder: str | None, *, local: bool) -> None:
         raise OSError("not cached" if local else "the repository is gated\nand much more")

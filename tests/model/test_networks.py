@@ -54,11 +54,15 @@ def test_adaln_zero_blocks_start_as_the_identity(network: Make, given: Inputs, k
 
 
 def test_gradients_reach_every_trained_parameter(network: Make, given: Inputs) -> None:
-    """Once the zeros of the initialisation have moved. Key biases cancel in the softmax without QK-norm."""
+    """Once the zeros of the initialisation have moved. (Without QK-norm, key biases cancel in the softmax.)
+
+    The last block's caption queries are the exception: as in SD3 they are there, and nothing reads
+    what they attend to.
+    """
     for name, gradient in gradients(network(qk_norm=True), given()).items():
         assert gradient is not None, name
         assert torch.isfinite(gradient).all(), name
-        assert gradient.abs().max() > 0, name
+        assert (gradient.abs().max() > 0) == (name != "blocks.1.c.q_norm.weight"), name
 
 
 def test_after_one_step_from_the_initialisation_the_output_moves(network: Make, given: Inputs) -> None:

@@ -1,0 +1,61 @@
+"""Numbers that callbacks log mean what they are called."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rfdit.training.peak import matmul_peak
+from rfdit.training.trainer import pick_precision
+from tests.command_line import CommandLine, metrics
+
+
+def test_time_bins_average_to_the_loss(cli: CommandLine) -> None:
+    cli.train(
+        "run_dir=run",
+        "trainer.max_steps=4",
+        "trainer.log_every_n_steps=4",
+        "data.batch_size=64",
+        "time=uniform",
+    )
+    (row,) = metrics(Path("run"))
+    bins = [float(row[f"train/loss_t{i / 10:.1f}"]) for i in range(10)]
+    # About as many samples in each bin, and hardly any learning in four steps.
+    assert sum(bins) / 10 == pytest.approx(float(row["train/loss"]), rel=0.05)
+
+
+def test_throughput(cli: CommandLine) -> None:
+    cli.train(
+        "run_dir=run", "trainer.max_steps=6", "trainer.log_every_n_steps=3",
+        "callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 3}",
+    )  # fmt: skip
+    for row in metrics(Path("run")):
+        assert float(row["speed/images_per_second"]) > 0
+        assert 0 < float(row["speed/mfu"]) < 1
+        assert 0 <= float(row["speed/data_wait"]) < 1
+
+
+def test_peak_is_a_rate() -> None:
+    rate = matmul_peak(torch.device("cpu"), torch.float32, size=256, repeats=3)
+    assert 1e8 < rate < 1e14
+
+
+def test_precision_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, name in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr("rfdit.training.trainer.multiplies_bf16_fast", lambda device, fast=fast: fast)
+        assert pick_precision("auto", torch.device("cpu")) == name
+
+
+def test_skipped_samples_are_logged_and_told(
+    cli: CommandLine, emoji_shard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = bytearray(emoji_shard.read_bytes())
+    start = damaged.find(b"\xff\xd8\xff")
+    damaged[start : start + 400] = bytes(400)  # the first JPEG's header
+    Path("damaged.tar").write_bytes(damaged)
+    cli.train(
+        "run_dir=run", "data=laion", "data.shards=damaged.tar", "data.resolution=32", "data.batch_size=16",
+        "data.shuffle_buffer=0", "trainer.max_steps=4",
+    )  # fmt: skip
+    assert float(metrics(Path("run"))[-1]["data/skipped_corrupt_image"]) >= 1
+    assert "corrupt_image" in capsys.readouterr().out

@@ -1,0 +1,37 @@
+"""metrics.csv keeps every row, and new columns may come late."""
+
+import csv
+from pathlib import Path
+
+from rfdit.training.metrics_csv import MetricsCSV
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_values_of_one_step_share_a_row(tmp_path: Path) -> None:
+    logger = MetricsCSV(folder=str(tmp_path))
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.save()
+    logger.log_metrics({"b": 2.0, "epoch": 0}, step=1)
+    logger.log_metrics({"a": 3.0}, step=2)
+    logger.save()
+    assert rows(tmp_path) == [{"step": "1", "a": "1.0", "b": "2.0"}]
+    logger.finalize("success")
+    assert rows(tmp_path)[1] == {"step": "2", "a": "3.0", "b": ""}
+
+
+def test_late_columns_and_a_resume(tmp_path: Path) -> None:
+    first = MetricsCSV(folder=str(tmp_path))
+    for step in (1, 2, 3):
+        first.log_metrics({"a": float(step)}, step=step)
+        first.save()
+    first.finalize("interrupted")
+    second = MetricsCSV(folder=str(tmp_path))
+    second.log_metrics({"a": 30.0, "late": 1.0}, step=3)
+    second.finalize("success")
+    assert [(row["step"], row["a"], row["late"]) for row in rows(tmp_path)] == [
+        ("1", "1.0", ""), ("2", "2.0", ""), ("3", "30.0", "1.0"),
+    ]  # fmt: skip
