@@ -30,6 +30,7 @@ from rfdit.model.cost import count_macs
 from rfdit.network import Network
 from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
 from rfdit.randomness import SampleGenerator
+from rfdit.training.memory import keep_freed_memory
 from rfdit.training.optim import AdamW, ConstantSchedule
 from rfdit.training.peak import matmul_peak
 
@@ -253,17 +254,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--precision", nargs="+", choices=["bf16", "fp32"], default=["bf16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile each of rfdit's blocks")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="glibc keeps what is freed, as in train.py",
+    )
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=8)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--profile", action="store_true", help="where rfdit's time goes, instead")
     args = parser.parse_args()
+    if args.keep_memory:
+        keep_freed_memory()
     name = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     where = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     )
-    print(f"torch {torch.__version__} on {where}")
+    print(f"torch {torch.__version__} on {where}{', freed memory kept' if args.keep_memory else ''}")
     for precision in args.precision:
         for size in args.size:
             for patch in args.patch:

@@ -33,9 +33,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Every tensor on `device`; Lightning moves batches through this method."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> "Batch":
+        """Every tensor on `device`; Lightning moves batches through this method.
+
+        A GPU copies from page-locked memory while it works; the host does not wait.
+        """
+        overlapped = torch.device(device).type == "cuda"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=overlapped))
 
     def pin_memory(self) -> "Batch":
         """Every tensor in page-locked memory; the DataLoader calls this before the copy to a GPU."""

@@ -48,7 +48,7 @@ class LabelConditioner(nn.Module):
 
     def forward(self, inputs: Sequence[int] | Tensor, *, device: torch.device) -> Condition:
         labels = torch.as_tensor(inputs)
-        # Labels on a GPU were checked when they were read; looking at them here would stall it.
+        # A look at labels on a GPU would stall it; there, a wrong one fails in the embedding.
         if not labels.is_cuda and bool(((labels < 0) | (labels >= self.num_classes)).any()):
             raise ValueError(
                 f"class labels must be 0 to {self.num_classes - 1} "

@@ -71,6 +71,7 @@ class SampleConfig:
     negative: str | None
     count: int
     seed: int
+    first_key: int
     batch_size: int
     accelerator: str
     precision: str

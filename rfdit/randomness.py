@@ -45,8 +45,11 @@ class SampleGenerator:
 
     def __init__(self, *, seed: int, keys: Int[Tensor, "b"], purpose: str = "") -> None:
         self.seed, self.keys, self.purpose = seed, keys, purpose
-        salt = torch.tensor(_signed(seed * GOLDEN + zlib.crc32(purpose.encode())), device=keys.device)
-        self._state = _mix(_mix(keys.long() * _signed(GOLDEN)) + _mix(salt))
+        # Filled on the device: copying a number there would wait for all that is queued on it.
+        value = _signed(seed * GOLDEN + zlib.crc32(purpose.encode()))
+        salt = torch.full((), value, dtype=torch.int64, device=keys.device)
+        # The salt is mixed once more than the key, so that a seed and a key cannot change places.
+        self._state = _mix(_mix(keys.long() * _signed(GOLDEN)) + _mix(_mix(salt)))
 
     def fork(self, purpose: str) -> "SampleGenerator":
         """An independent generator for the same samples."""

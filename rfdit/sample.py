@@ -62,7 +62,7 @@ def load_pipeline(saved: SavedRun, config: dict[str, Any]) -> Pipeline:
             trained[encoder]["source"] = config[encoder]["source"]
     if "encoder" in trained["conditioner"]:
         trained["conditioner"]["encoder"] = trained["text_encoder"]
-    device = pick_device(config["accelerator"])
+    device = pick_device(config["accelerator"], "accelerator")
     size = trained["model"]["input_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return Pipeline(
@@ -71,7 +71,7 @@ def load_pipeline(saved: SavedRun, config: dict[str, Any]) -> Pipeline:
         sampler=build(config["sampler"]),
         latent_shape=(trained["model"]["in_channels"], height, width),
         device=device,
-        bf16=pick_precision(config["precision"], device) == "bf16-mixed",
+        bf16=pick_precision(config["precision"], device, "precision") == "bf16-mixed",
         batch_size=config["batch_size"],
     )
 
@@ -92,8 +92,18 @@ def read_request(config: dict[str, Any]) -> Request | None:
         raise ValueError(f"prompts={prompts} names no prompt; give a list, or a text file with one per line")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
+    prompts = prompts and [str(prompt) for prompt in prompts]
     inputs = [item for item in prompts or labels or [] for _ in range(count)]
     return Request(inputs, [str(item) for item in inputs]) if inputs else None
+
+
+def check_inputs(saved: SavedRun, config: dict[str, Any]) -> None:
+    """Raises ValueError for prompts where the model knows labels, and the other way round."""
+    knows_labels = "num_classes" in saved.config["conditioner"]
+    if knows_labels and (config["prompts"] is not None or config["negative"] is not None):
+        raise ValueError(f"ckpt={saved.path} was trained on class labels; give labels=[0,1] and no prompts")
+    if not knows_labels and config["labels"] is not None:
+        raise ValueError(f"ckpt={saved.path} was trained on captions; give 'prompts=[...]' and no labels")
 
 
 def write_pictures(
@@ -103,7 +113,7 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for i, (image, given) in enumerate(zip(images, request.inputs)):
-        entry = {"file": f"{i:05d}.png", "input": given, "key": i}
+        entry = {"file": f"{i:05d}.png", "input": given, "key": settings["config"]["first_key"] + i}
         info = PngInfo()
         info.add_itxt("prompt", str(given))
         info.add_itxt("rfdit", json.dumps(settings | entry))
@@ -123,6 +133,7 @@ def sample(cfg: DictConfig) -> Path | None:
             "prompts is not set; give 'prompts=[a red circle, a blue star]', prompts=FILE, labels=[0,1], or eval=..."
         )
     saved = open_checkpoint(config["ckpt"])
+    check_inputs(saved, config)
     pipeline = load_pipeline(saved, config)
     folder = None
     if request is not None:
@@ -132,6 +143,7 @@ def sample(cfg: DictConfig) -> Path | None:
             images = pipeline(
                 request.inputs,
                 seed=config["seed"],
+                first_key=config["first_key"],
                 negative=config["negative"],
                 on_batch=lambda done: progress.update(task, completed=done),
             )

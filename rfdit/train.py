@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,17 @@ from rfdit.callbacks import GracefulStop
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.model.cost import count_parameters
-from rfdit.training.checkpoint import check_resumable, find_checkpoint, newest_run, read_checkpoint
+from rfdit.training.checkpoint import (
+    changed_settings,
+    check_resumable,
+    find_checkpoint,
+    newest_run,
+    read_checkpoint,
+)
+from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
+from rfdit.training.trainer import pick_device
 
 
 @dataclass(frozen=True)
@@ -82,20 +91,29 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
     cfg.run_dir = str(run_dir)
     config = validate(cfg)
     resume = find_resume(config["ckpt"], run_dir)
+    if pick_device(config["trainer"]["accelerator"]).type == "cpu":
+        keep_freed_memory()
     training = build_training(config)
     if resume is not None:
-        check_resumable(read_checkpoint(resume), config, training.module.autoencoder.contract)
+        saved = read_checkpoint(resume)
+        check_resumable(saved, config, training.module.autoencoder.contract)
+        if changed := changed_settings(saved, config):
+            print(f"resuming with other settings than the checkpoint's: {'; '.join(changed)}", flush=True)
+        if saved.step >= training.trainer.max_steps > 0:
+            raise ValueError(
+                f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
+            )
     if training.trainer.is_global_zero:
         describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
         parameters = count_parameters(training.module.network)
         print(f"training {parameters:,} parameters in {run_dir} ({training.trainer.precision})", flush=True)
     training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
-    _report(training, run_dir)
+    _report(training, run_dir, overrides)
     loss = training.trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
 
 
-def _report(training: Training, run_dir: Path) -> None:
+def _report(training: Training, run_dir: Path, overrides: list[str]) -> None:
     """How it ended; raises SystemExit with the shell's code for a run that a signal stopped."""
     step = training.trainer.global_step
     stops = [c for c in training.trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
@@ -105,7 +123,9 @@ def _report(training: Training, run_dir: Path) -> None:
             print(f"done: {step} steps; checkpoints, metrics and pictures are in {run_dir}", flush=True)
         return
     if training.trainer.is_global_zero:
-        print(f"stopped by {signal.name} at step {step}; resume with run_dir={run_dir} ckpt=last", flush=True)
+        kept = [override for override in overrides if not override.startswith(("run_dir=", "ckpt="))]
+        again = shlex.join(["python", "train.py", f"run_dir={run_dir}", "ckpt=last", *kept])
+        print(f"stopped by {signal.name} at step {step}; resume with: {again}", flush=True)
     raise SystemExit(128 + signal)
 
 

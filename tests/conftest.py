@@ -7,7 +7,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Every public signature's jaxtyping annotation is checked at run time while the tests run.
-install_import_hook("rfdit", "beartype.beartype")
+# As everywhere in Python, an int will do where a float is asked for.
+install_import_hook("rfdit", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import torch  # noqa: E402
 

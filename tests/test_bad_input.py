@@ -54,6 +54,14 @@ def test_no_gpu_where_one_was_asked_for(cli: CommandLine) -> None:
     assert message.startswith("trainer.accelerator=gpu asks for a GPU and this machine has none")
 
 
+def test_several_devices_need_a_strategy(cli: CommandLine) -> None:
+    assert "use strategy=ddp" in cli.error("train", "trainer.devices=2")
+
+
+def test_ddp_is_started_by_torchrun(cli: CommandLine) -> None:
+    assert "torchrun --nproc-per-node=N train.py strategy=ddp" in cli.error("train", "strategy=ddp")
+
+
 def test_unknown_precision(cli: CommandLine) -> None:
     assert cli.error("train", "trainer.precision=fp8") == (
         "trainer.precision=fp8 is unknown; use auto, bf16 or fp32"
@@ -145,6 +153,9 @@ class TestCheckpoints:
         cli.train("run_dir=outputs/mine")
         message = cli.error("sample", "prompts=[a]")
         assert message.endswith("the newest run here is ckpt=outputs/mine")
+
+    def test_labels_for_a_model_of_captions(self, cli: CommandLine, run: Path) -> None:
+        assert "was trained on captions" in cli.error("sample", "ckpt=first", "labels=[0]")
 
     def test_no_prompts(self, cli: CommandLine, run: Path) -> None:
         assert "prompts is not set" in cli.error("sample", "ckpt=first")

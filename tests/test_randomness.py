@@ -117,4 +117,4 @@ def test_big_seeds_and_keys(seed: int) -> None:
 def test_known_values() -> None:
     """A change here changes every run that is resumed: it must be meant."""
     x = generator(0, 1, seed=0, purpose="noise").uniform(2)
-    assert x.tolist() == [[0.7274826169013977, 0.7161648869514465], [0.762013852596283, 0.4145914912223816]]
+    assert x.tolist() == [[0.5563903450965881, 0.4778556227684021], [0.4125663638114929, 0.3573504090309143]]

@@ -12,16 +12,32 @@ import pytest
 import torch
 import yaml
 
+from rfdit.batch import Batch
+from rfdit.training.module import FlowModule
 from tests.command_line import FAST, CommandLine, metrics
 
 ROOT = Path(__file__).parent.parent
+GRID = [
+    "callbacks.grid={_target_: rfdit.callbacks.SampleGrid, folder: run/samples, sampler: ${sampler}, "
+    "every_n_steps: 2, count: 3}",
+    "sampler.steps=2",
+]
 
 
 def state(run: Path) -> dict[str, object]:
     """Everything that a resumed run must have in common with one that was never interrupted."""
     raw = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     return {
-        name: raw[name] for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "global_step")
+        name: raw[name]
+        for name in (
+            "state_dict",
+            "ema",
+            "optimizer_states",
+            "lr_schedulers",
+            "global_step",
+            "rng",
+            "StreamDataModule",
+        )
     }
 
 
@@ -69,7 +85,7 @@ def test_metrics(cli: CommandLine) -> None:
     assert 0 < sum(bins) / len(bins) < 3
     rates = [float(row["lr-AdamW"]) for row in rows]
     assert rates == sorted(rates)  # warm-up
-    assert rates[0] < 1e-3
+    assert rates[-1] == pytest.approx(1e-3 * 6 / 101)  # size=tiny's own rate, after 6 of 100 steps
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -128,6 +144,39 @@ def test_accumulation_updates_the_average_once_per_step(cli: CommandLine) -> Non
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
     assert saved["ema"]["updates"] == 2
+    assert [int(row["step"]) for row in metrics(Path("run"))] == [0, 1]
+
+
+def test_a_bad_batch_among_accumulated_ones_stops_the_run(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, batches = FlowModule.training_step, iter(range(100))
+
+    def spoilt(module: FlowModule, batch: Batch, batch_idx: int) -> torch.Tensor:
+        loss = step(module, batch, batch_idx)
+        return loss * float("nan") if next(batches) == 4 else loss  # the second of the second step's three
+
+    monkeypatch.setattr(FlowModule, "training_step", spoilt)
+    message = cli.error("train", "run_dir=run", "trainer.accumulate_grad_batches=3")
+    assert message.startswith("the loss became non-finite at step 1")
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in saved["state_dict"].values())
+
+
+def test_a_resumed_run_follows_its_own_settings(cli: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.train("run_dir=run", "schedule=constant", "schedule.warmup_steps=0")
+    cli.train(
+        "run_dir=run",
+        "ckpt=last",
+        "trainer.max_steps=5",
+        "schedule=constant",
+        "optimizer.lr=5e-4",
+        "schedule.warmup_steps=0",
+    )
+    assert "optimizer.lr=0.0005 (there 0.001)" in capsys.readouterr().out
+    rates = [float(row["lr-AdamW"]) for row in metrics(Path("run"))]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 5e-4])
+    assert "is at step 5 already" in cli.error("train", "run_dir=run", "ckpt=last", "trainer.max_steps=5")
 
 
 def test_losses_fall(cli: CommandLine) -> None:
@@ -139,9 +188,7 @@ def test_losses_fall(cli: CommandLine) -> None:
 def test_sample_grid_is_written_from_fixed_noise(cli: CommandLine) -> None:
     cli.train(
         "run_dir=run",
-        "callbacks.grid={_target_: rfdit.callbacks.SampleGrid, folder: run/samples, sampler: ${sampler}, "
-        "every_n_steps: 2, count: 3}",
-        "sampler.steps=2",
+        *GRID,
         "trainer.max_steps=4",
     )
     assert sorted(p.name for p in Path("run/samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
@@ -150,10 +197,13 @@ def test_sample_grid_is_written_from_fixed_noise(cli: CommandLine) -> None:
 def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
     cli.train(
         "run_dir=run", "model=dit", "conditioner=labels", "conditioner.num_classes=9", "data=laion",
-        "data.resolution=32", f"data.shards={emoji_shard}", "data.label_key=json.label",
+        "data.resolution=32", f"data.shards={emoji_shard}", "data.label_key=json.label", *GRID,
     )  # fmt: skip
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert saved["state_dict"]["network.conditioner.table.weight"].shape == (10, 24)
+    cli.sample("ckpt=run", "labels=[0,8]", "out=out")
+    assert "trained on class labels" in cli.error("sample", "ckpt=run", "prompts=[a]")
+    assert "class labels must be 0 to 8" in cli.error("sample", "ckpt=run", "labels=[9]")
 
 
 @pytest.mark.slow
@@ -185,7 +235,7 @@ def test_signals_end_with_a_checkpoint(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert f"stopped by {number.name}" in output
-    assert "resume with run_dir=run ckpt=last" in output
+    assert "resume with: python train.py run_dir=run ckpt=last model.width=24" in output
     step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     cli.train("run_dir=run", "ckpt=last", f"trainer.max_steps={step + 2}")
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2

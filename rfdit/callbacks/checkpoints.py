@@ -6,6 +6,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from rfdit.callbacks.steps import OptimizerSteps
+
 
 class Checkpoints(Checkpoint):
     """Keeps `last.ckpt`, written every N steps and when training ends, and `best.ckpt`.
@@ -19,6 +21,7 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = float("inf")
+        self._steps = OptimizerSteps()
         self._saved_step = -1
 
     @property
@@ -32,8 +35,13 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.last_path)
             self._saved_step = trainer.global_step
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps.start(trainer)
+
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step > 0:
+        # A run that is asked to stop is saved at once: Lightning validates before it ends.
+        due = trainer.global_step % self.every_n_steps == 0 or trainer.should_stop
+        if self._steps(trainer) and due:
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -41,6 +49,7 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn == "fit" and score is not None and float(score) < self.best:
             self.best = float(score)
             trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._saved_step = -1  # the last checkpoint knows nothing of this best yet
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save_last(trainer)

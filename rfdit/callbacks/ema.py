@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.network import Network
 from rfdit.training.module import FlowModule
 
@@ -28,7 +29,7 @@ class EMA(L.Callback):
         self.updates = 0
         self.network: Network | None = None
         self._saved: dict[str, Any] | None = None
-        self._step = 0
+        self._steps = OptimizerSteps()
 
     def decay_at(self, updates: int) -> float:
         """The decay of the update after `updates` of them."""
@@ -50,13 +51,12 @@ class EMA(L.Callback):
         pl_module.evaluate_with(self.network)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step = trainer.global_step
+        self._steps.start(trainer)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self._step:  # the gradient is still being accumulated
+        if not self._steps(trainer):
             return
-        self._step = trainer.global_step
         torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay_at(self.updates))
         self.updates += 1
 

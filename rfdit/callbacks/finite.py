@@ -21,8 +21,7 @@ class FiniteGuard(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._step: dict[str, Tensor] = {}
-        self._finite = torch.ones(())
+        self._finite: list[Tensor] = []  # of each batch since the last optimiser step
         self._copied: torch.cuda.Event | None = None
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -32,7 +31,7 @@ class FiniteGuard(L.Callback):
             worst = finite.float()
             torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MIN)
             finite = worst.bool()
-        self._finite = finite.to("cpu", non_blocking=True)
+        self._finite.append(finite.to("cpu", non_blocking=True))
         if finite.is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -42,7 +41,8 @@ class FiniteGuard(L.Callback):
     ) -> None:
         if self._copied is not None:
             self._copied.synchronize()
-        if bool(self._finite):
+        looked_at, self._finite = self._finite, []
+        if all(bool(finite) for finite in looked_at):
             return
         assert isinstance(pl_module, FlowModule)
         where = self._describe(pl_module)

@@ -5,6 +5,11 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
+
+from rfdit.callbacks.steps import OptimizerSteps
+
+RANKS_ASK_EVERY = 10  # steps between looks at the other ranks' signals, each of which waits for the device
 
 
 class GracefulStop(L.Callback):
@@ -17,6 +22,7 @@ class GracefulStop(L.Callback):
 
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None
+        self._steps = OptimizerSteps()
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -24,9 +30,23 @@ class GracefulStop(L.Callback):
             if self.stopped_by is not None:
                 raise KeyboardInterrupt
             self.stopped_by = signal.Signals(number)
-            trainer.should_stop = True
 
+        self._steps.start(trainer)
         self._previous = {s: signal.signal(s, stop) for s in self.SIGNALS}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # Between optimiser steps, so that no gathered gradient is lost.
+        if not self._steps(trainer):
+            return
+        if trainer.world_size == 1:
+            trainer.should_stop = trainer.should_stop or self.stopped_by is not None
+        elif trainer.global_step % RANKS_ASK_EVERY == 0:
+            # All ranks leave at the same step, or those that stay would wait for ever.
+            signals = torch.tensor(self.stopped_by or 0, device=pl_module.device)
+            torch.distributed.all_reduce(signals, torch.distributed.ReduceOp.MAX)
+            if number := int(signals):
+                self.stopped_by = signal.Signals(number)
+                trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for number, handler in self._previous.items():

@@ -8,8 +8,10 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from torch import Tensor
 
 from rfdit.batch import Batch
+from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.grid import captioned_grid
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.module import FlowModule
@@ -36,6 +38,10 @@ class SampleGrid(L.Callback):
         self.folder, self.sampler, self.every_n_steps = Path(folder), sampler, every_n_steps
         self.inputs = None if inputs is None else list(inputs)[:count]
         self.count, self.seed = count, seed
+        self._steps = OptimizerSteps()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps.start(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -43,9 +49,10 @@ class SampleGrid(L.Callback):
         assert isinstance(pl_module, FlowModule)
         if self.inputs is None:
             first = pl_module.network.conditioner.inputs(batch)[: self.count]
-            self.inputs = first if isinstance(first, list) else list(np.asarray(first))
+            # Plain numbers and strings, since they are saved with the callback's state.
+            self.inputs = first.tolist() if isinstance(first, Tensor) else list(first)
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if due and trainer.global_step > 0 and trainer.is_global_zero:
+        if self._steps(trainer) and due and trainer.is_global_zero:
             self._write(trainer, pl_module, self.inputs, self._latent_shape(pl_module, batch))
 
     @staticmethod

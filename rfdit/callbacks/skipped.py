@@ -5,20 +5,26 @@ from typing import Any
 
 import lightning as L
 
+from rfdit.callbacks.steps import OptimizerSteps
+
 
 class SkippedSamples(L.Callback):
     """Logs `data/skipped_<reason>` for every reason the data source counts, on this rank."""
 
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
+        self._steps = OptimizerSteps()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps.start(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
+        if self._steps(trainer) and trainer.global_step % self.every_n_steps == 0:
             self._log(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         counts = self._log(trainer)
-        if counts:
+        if counts and trainer.is_global_zero:
             listed = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
             print(f"skipped samples: {listed}")
 

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from rfdit.batch import Batch
+from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.model.cost import count_macs
 from rfdit.precision import multiplies_bf16_fast
 from rfdit.training.module import FlowModule
@@ -24,6 +25,7 @@ class Throughput(L.Callback):
     def __init__(self, *, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
         self.images_per_second = 0.0
+        self._steps = OptimizerSteps()
         self._peak = 0.0
         self._flops_per_image = 0.0
 
@@ -31,6 +33,7 @@ class Throughput(L.Callback):
         device = pl_module.device
         bf16 = trainer.precision == "bf16-mixed" and multiplies_bf16_fast(device)
         self._peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
+        self._steps.start(trainer)
         self._start_window()
         self._left = time.perf_counter()
 
@@ -58,7 +61,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._images += len(batch) * trainer.world_size
-        if trainer.global_step % self.every_n_steps == 0:
+        if self._steps(trainer) and trainer.global_step % self.every_n_steps == 0:
             self._log(trainer, pl_module)
         self._left = time.perf_counter()
 

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.training.module import FlowModule
 
 
@@ -16,7 +17,11 @@ class TimeBinLoss(L.Callback):
 
     def __init__(self, *, every_n_steps: int, bins: int = 10) -> None:
         self.every_n_steps, self.bins = every_n_steps, bins
+        self._steps = OptimizerSteps()
         self._sums = self._counts = torch.zeros(bins)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps.start(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, FlowModule)
@@ -27,7 +32,7 @@ class TimeBinLoss(L.Callback):
         # Out of place: the sums of before may be logged values by now.
         self._sums = self._sums.index_add(0, index, loss.per_sample)
         self._counts = self._counts.index_add(0, index, torch.ones_like(loss.t))
-        if trainer.global_step % self.every_n_steps == 0:
+        if self._steps(trainer) and trainer.global_step % self.every_n_steps == 0:
             self._log(trainer)
 
     def _log(self, trainer: L.Trainer) -> None:

@@ -4,6 +4,8 @@ Both are made of `Stream`s. A DiT block is one stream that attends to itself; an
 image and a caption stream, with weights of their own, that attend to both.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -20,6 +22,17 @@ def modulated_norm(x: Tokens, shift: Float[Tensor, "b d"], scale: Float[Tensor, 
     """adaLN: LayerNorm without affine, then the condition's scale and shift, in float32."""
     normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
     return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
+
+
+def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
+
+    Compiled, it is the same function written x sigmoid(2 u): a CPU's vectorised tanh takes three
+    times as long as its exponential.
+    """
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
+    return F.gelu(x, approximate="tanh")
 
 
 class Stream(nn.Module):
@@ -63,7 +76,7 @@ class Stream(nn.Module):
         """The residual stream after attention and MLP, each behind its gate."""
         _, _, gate_attn, shift, scale, gate_mlp = modulation.unbind(1)
         x = x + gate_attn[:, None] * self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
-        hidden = F.gelu(self.mlp_in(modulated_norm(x, shift, scale)), approximate="tanh")
+        hidden = gelu(self.mlp_in(modulated_norm(x, shift, scale)))
         return x + gate_mlp[:, None] * self.mlp_out(hidden)
 
 

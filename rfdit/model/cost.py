@@ -23,9 +23,10 @@ def count_macs(backbone: Backbone, latent: tuple[int, int, int], cond: Condition
     cond: the condition of one sample; its values do not matter.
     """
     meta = torch.device("meta")
-    network = copy.deepcopy(backbone)
-    assert isinstance(network, nn.Module)
-    network.to(meta)
+    assert isinstance(backbone, nn.Module)
+    # The copy's weights are meta from the start: a large network would not fit a device twice.
+    weights: dict[int, object] = {id(p): nn.Parameter(p.detach().to(meta)) for p in backbone.parameters()}
+    network = copy.deepcopy(backbone, weights)
     one = Condition(
         pooled=cond.pooled[:1].to(meta),
         tokens=None if cond.tokens is None else cond.tokens[:1].to(meta),

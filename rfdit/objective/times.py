@@ -7,7 +7,6 @@ import math
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from rfdit.batch import Time
 from rfdit.randomness import SampleGenerator
@@ -62,9 +61,3 @@ class CosMapTime:
 
     def __call__(self, generator: SampleGenerator) -> Time:
         return 1 - 1 / (torch.tan(math.pi / 2 * generator.uniform()) + 1)
-
-
-def density_histogram(sampler: TimeSampler, *, samples: int = 65536, bins: int = 10) -> Tensor:
-    """The share of times in each of `bins` equal bins of (0, 1), for reports and tests."""
-    times = sampler(SampleGenerator(seed=0, keys=torch.arange(samples)))
-    return torch.histc(times, bins=bins, min=0, max=1) / samples

@@ -81,7 +81,7 @@ class FrozenTower:
         """One condition of one row per caption."""
         dtype = self._precision.on(device)
         tower = self._frozen.on(device, dtype)
-        ids = self._tokenize(captions).to(device)
+        ids = self._tokenize(captions).to(device, non_blocking=True)
         # no_grad and not inference_mode: a training step must be able to save the result for backward.
         # The caller's autocast would change the arithmetic that `dtype` asks for.
         with torch.no_grad(), torch.autocast(device.type, enabled=False):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
 
-# Settings of `model` that change speed and memory, not the function that the weights compute.
-EQUIVALENT = {"attention", "recompute"}
+# Settings that change speed, memory or places, not the function that the weights compute.
+EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -67,10 +67,9 @@ def read_raw(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"ckpt={path} cannot be read as a checkpoint: it is damaged, or holds more than "
-            f"tensors and plain data, which is never loaded ({reason[:200]})"
+            f"ckpt={path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds "
+            "more than tensors and plain data, which is never loaded"
         ) from None
 
 
@@ -129,10 +128,21 @@ def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentCon
     for group in ("model", "conditioner"):
         mine, theirs = _flatten(config.get(group)), _flatten(saved.config.get(group))
         for key in sorted(mine.keys() | theirs.keys()):
-            if key.split(".")[0] not in EQUIVALENT and mine.get(key) != theirs.get(key):
+            if EQUIVALENT.isdisjoint(key.split(".")) and mine.get(key) != theirs.get(key):
                 differences.append(f"{group}.{key}={mine.get(key)}, there {theirs.get(key)}")
     if differences:
         raise ValueError(f"ckpt={saved.path} belongs to another network: here " + "; ".join(differences))
+
+
+def changed_settings(saved: SavedRun, config: dict[str, Any]) -> list[str]:
+    """The settings that differ from the checkpoint's, as `path=here, there value`; run_dir and ckpt aside."""
+    mine, theirs = _flatten(config), _flatten(saved.config)
+    run_dirs = str(config.get("run_dir")), str(saved.config.get("run_dir"))
+    return [
+        f"{key}={mine.get(key)} (there {theirs.get(key)})"
+        for key in sorted(mine.keys() | theirs.keys())
+        if key not in ("run_dir", "ckpt") and str(mine.get(key)).replace(*run_dirs) != str(theirs.get(key))
+    ]
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,11 @@ class FlowModule(L.LightningModule):
             assert isinstance(self.network.backbone, nn.Module)
             compile_blocks(self.network.backbone)
 
+    def on_train_start(self) -> None:
+        # What Lightning logs as "step". A checkpoint from the middle of a batch's hooks leaves it
+        # one off for the rest of the run.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
         self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
@@ -103,6 +108,9 @@ class FlowModule(L.LightningModule):
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"])
+        for optimizer_state, schedule_state in states:
+            self.optimizer.adopt(optimizer_state, schedule_state)
         torch.set_rng_state(checkpoint["rng"]["cpu"])
         if len(checkpoint["rng"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.optim import Optimizer
@@ -23,6 +23,10 @@ class OptimizerFactory(Protocol):
     """Makes the optimiser and its schedule for given parameters."""
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> tuple[Optimizer, LambdaLR]: ...
+
+    def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
+        """Puts its own settings into saved states, so that a resumed run follows its own configuration."""
+        ...
 
 
 class ConstantSchedule:
@@ -66,12 +70,18 @@ class AdamW:
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> tuple[Optimizer, LambdaLR]:
         optimizer = torch.optim.AdamW(
-            parameters,
-            lr=self.lr,
-            betas=(self.betas[0], self.betas[1]),
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-            fused=True,
+            parameters, self.lr, (self.betas[0], self.betas[1]), self.eps, self.weight_decay, fused=True
         )
         # A plain function, so that a resumed run takes the schedule of its own configuration.
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step))
+
+    def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
+        """Learning rate, betas, eps and weight decay of this object; moments and step of the states."""
+        now = self.lr * self.schedule(schedule_state["last_epoch"])
+        settings = {"betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        for group in optimizer_state["param_groups"]:
+            group |= settings | {"lr": now, "initial_lr": self.lr}
+        schedule_state |= {
+            "base_lrs": [self.lr for _ in schedule_state["base_lrs"]],
+            "_last_lr": [now for _ in schedule_state["base_lrs"]],
+        }

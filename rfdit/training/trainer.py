@@ -14,8 +14,11 @@ from rfdit.training.checkpoint import AtomicCheckpointIO
 PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
 
-def pick_device(accelerator: str) -> torch.device:
-    """The kind of device that `accelerator` (auto, cpu, gpu, cuda, mps) means on this machine."""
+def pick_device(accelerator: str, setting: str = "trainer.accelerator") -> torch.device:
+    """The kind of device that `accelerator` (auto, cpu, gpu, cuda, mps) means on this machine.
+
+    setting: its name in the configuration, for the ValueError where there is no such device.
+    """
     has_mps = torch.backends.mps.is_available()
     if (
         accelerator in ("gpu", "cuda")
@@ -23,26 +26,24 @@ def pick_device(accelerator: str) -> torch.device:
         and not (accelerator == "gpu" and has_mps)
     ):
         raise ValueError(
-            f"trainer.accelerator={accelerator} asks for a GPU and this machine has none that torch "
-            f"{torch.__version__} can use; use trainer.accelerator=auto or cpu"
+            f"{setting}={accelerator} asks for a GPU and this machine has none that torch "
+            f"{torch.__version__} can use; use auto or cpu"
         )
     if accelerator == "mps" and not has_mps:
-        raise ValueError(
-            "trainer.accelerator=mps asks for Apple's GPU and this machine has none; use auto or cpu"
-        )
+        raise ValueError(f"{setting}=mps asks for Apple's GPU and this machine has none; use auto or cpu")
     if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
-        raise ValueError(f"trainer.accelerator={accelerator} is unknown; use auto, cpu, gpu, cuda or mps")
+        raise ValueError(f"{setting}={accelerator} is unknown; use auto, cpu, gpu, cuda or mps")
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if accelerator != "cpu" and has_mps else "cpu")
 
 
-def pick_precision(precision: str, device: torch.device) -> str:
+def pick_precision(precision: str, device: torch.device, setting: str = "trainer.precision") -> str:
     """Lightning's name of a precision; `auto` is bf16 where the device multiplies it fast, else fp32."""
     if precision == "auto":
         precision = "bf16" if multiplies_bf16_fast(device) else "fp32"
     if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision} is unknown; use auto, bf16 or fp32")
+        raise ValueError(f"{setting}={precision} is unknown; use auto, bf16 or fp32")
     return PRECISIONS[precision]
 
 
@@ -54,7 +55,7 @@ def make_trainer(
     devices: int = 1,
     num_nodes: int = 1,
     precision: str = "auto",
-    strategy: str | Strategy = "auto",
+    strategy: Strategy | None = None,
     gradient_clip_val: float | None = None,
     accumulate_grad_batches: int = 1,
     val_every_n_steps: int | None = None,
@@ -69,6 +70,11 @@ def make_trainer(
     Raises ValueError for a device that is asked for and is not there.
     """
     device = pick_device(accelerator)
+    if strategy is None and devices * num_nodes > 1:
+        raise ValueError(
+            f"strategy=single runs on one device, not on trainer.devices={devices} of "
+            f"trainer.num_nodes={num_nodes}; use strategy=ddp"
+        )
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
             f"trainer.devices={devices} asks for more GPUs than the {torch.cuda.device_count()} here"
@@ -81,7 +87,7 @@ def make_trainer(
         devices=devices,
         num_nodes=num_nodes,
         precision=pick_precision(precision, device),  # type: ignore[arg-type]
-        strategy=strategy,
+        strategy=strategy or "auto",
         gradient_clip_val=gradient_clip_val,
         accumulate_grad_batches=accumulate_grad_batches,
         val_check_interval=val_every_n_steps and val_every_n_steps * accumulate_grad_batches,

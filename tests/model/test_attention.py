@@ -47,8 +47,26 @@ def test_masked_keys_are_as_if_they_were_not_there(attention: FusedAttention | M
 
 
 @pytest.mark.parametrize("attention", [FusedAttention(), ManualAttention()])
-def test_bf16_stays_close(attention: FusedAttention | ManualAttention) -> None:
-    qkv = [x.detach() for x in heads()]
-    half = attention(*(x.bfloat16() for x in qkv))
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_bf16_stays_close_and_so_do_its_gradients(
+    attention: FusedAttention | ManualAttention, mask: Tensor | None
+) -> None:
+    """Of both: the fused form has a way of its own through bf16 on a CPU."""
+    qkv = heads()
+    halves = [x.detach().bfloat16().requires_grad_() for x in qkv]
+    exact, half = attention(*qkv, mask), attention(*halves, mask)
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), attention(*qkv), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(half.float(), exact, atol=0.03, rtol=0.03)
+    weights = torch.randn_like(exact)
+    expected = torch.autograd.grad((exact * weights).sum(), qkv)
+    for gradient, wanted in zip(torch.autograd.grad((half.float() * weights).sum(), halves), expected):
+        assert (gradient.float() - wanted).norm() / wanted.norm() < 0.03
+
+
+def test_long_sequences_use_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 on a CPU, above 1,024 tokens: there the scores would not fit."""
+    monkeypatch.setattr(FusedAttention, "_products", None)
+    q, k, v = (torch.randn(1, 1, 1025, 8).bfloat16() for _ in range(3))
+    assert FusedAttention()(q, k, v).shape == q.shape
+    with pytest.raises(TypeError):
+        FusedAttention()(q[:, :, 1:], k[:, :, 1:], v[:, :, 1:])

@@ -9,7 +9,6 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from rfdit.objective import CosMapTime, LogitNormalTime, ModeTime, TimeSampler, UniformTime
-from rfdit.objective.times import density_histogram
 from rfdit.randomness import SampleGenerator
 
 
@@ -99,12 +98,6 @@ def test_every_time_lies_within_the_interval_and_belongs_to_its_sample(time: Tim
     assert (t <= 1).all()
     alone = time(SampleGenerator(seed=0, keys=torch.tensor([17])))
     torch.testing.assert_close(alone[0], t[17])
-
-
-def test_the_report_histogram_sums_to_one() -> None:
-    shares = density_histogram(LogitNormalTime())
-    assert shares.sum().item() == pytest.approx(1)
-    assert shares.argmax().item() in (4, 5)
 
 
 def test_settings_outside_their_range_are_named() -> None:
