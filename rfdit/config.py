@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class SampleConfig:
     text_encoder: Source = field(default_factory=Source)
 
 
-def latent_size(resolution: int | list[int], downsampling: int) -> int | list[int]:
+def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | list[int]:
     """The side, or (height, width), of the latents of images of a resolution; in YAML `${latent_size:...}`."""
     sides = [resolution] if isinstance(resolution, int) else list(resolution)
     if any(side % downsampling for side in sides):

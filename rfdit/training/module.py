@@ -44,6 +44,7 @@ class FlowModule(L.LightningModule):
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
         self.last_loss: FlowLoss | None = None
+        self._rng: dict[str, Any] | None = None
         self._evaluated: tuple[Network, ...] = (network,)
 
     @property
@@ -111,6 +112,12 @@ class FlowModule(L.LightningModule):
         states = zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"])
         for optimizer_state, schedule_state in states:
             self.optimizer.adopt(optimizer_state, schedule_state)
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if len(checkpoint["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(checkpoint["rng"]["cuda"])
+        self._rng = checkpoint["rng"]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Not before: a DataLoader draws from torch's generator when it starts.
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"])
+            if len(self._rng["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self._rng["cuda"])
+            self._rng = None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rfdit.callbacks import EMA
+from rfdit.conditioning import LabelConditioner
 from rfdit.network import Network
 
 
@@ -15,8 +16,9 @@ class FakeModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = Network(backbone=nn.Linear(3, 4), conditioner=nn.Linear(4, 2)).bfloat16()  # type: ignore[arg-type]
-        self.network.conditioner.bias.requires_grad_(False)  # type: ignore[attr-defined]
+        labels = LabelConditioner(num_classes=3, width=4)
+        labels.table.weight.requires_grad_(False)
+        self.network = Network(backbone=nn.Linear(3, 4), conditioner=labels).bfloat16()
         self.evaluated: nn.Module | None = None
 
     def evaluate_with(self, network: nn.Module) -> None:

@@ -33,7 +33,7 @@ def accuracy(images: Tensor, prompts: list[str]) -> dict[str, float]:
 def test_every_scene_is_nearest_to_its_own_picture() -> None:
     single = [(Scene((thing,)), (offset,)) for thing in THINGS for offset in OFFSETS]
     pairs = [
-        (Scene((a, b), relation), (OFFSETS[i % 9], OFFSETS[i // 9 % 9]))
+        (Scene((a, b), relation), (OFFSETS[i % len(OFFSETS)], OFFSETS[i // 9 % len(OFFSETS)]))
         for i, (a, b, relation) in enumerate(itertools.product(THINGS[::7], THINGS[::5], RELATIONS))
     ]
     images = torch.from_numpy(np.stack([render(*scene) for scene in single + pairs])).permute(0, 3, 1, 2)
