@@ -2,6 +2,7 @@
 
 import copy
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from rfdit.conditioning import LabelConditioner
 from rfdit.network import Network
 
 
-class FakeModule(nn.Module):
+class FakeModule(L.LightningModule):
     """What the callback touches of a FlowModule."""
 
     def __init__(self) -> None:
@@ -25,16 +26,21 @@ class FakeModule(nn.Module):
         self.evaluated = network
 
 
-class FakeTrainer:
-    global_step = 0
+class FakeTrainer(L.Trainer):
+    """Counts steps, and is nothing else of a trainer."""
+
+    global_step = 0  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        pass
 
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> tuple[EMA, FakeModule, FakeTrainer]:
     monkeypatch.setattr("rfdit.callbacks.ema.FlowModule", FakeModule)
     ema, module, trainer = EMA(decay=0.9, warmup=False), FakeModule(), FakeTrainer()
-    ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
-    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_fit_start(trainer, module)
+    ema.on_train_start(trainer, module)
     return ema, module, trainer
 
 
@@ -43,7 +49,7 @@ def step(ema: EMA, module: FakeModule, trainer: FakeTrainer) -> None:
         for p in module.network.parameters():
             p.add_(torch.randn_like(p))
     trainer.global_step += 1
-    ema.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    ema.on_train_batch_end(trainer, module, None, None, 0)
 
 
 def test_starts_as_a_frozen_float32_copy_that_is_evaluated(
@@ -76,7 +82,7 @@ def test_does_nothing_while_gradients_accumulate(started: tuple[EMA, FakeModule,
     ema, module, trainer = started
     assert ema.network is not None
     before = copy.deepcopy(ema.network.state_dict())
-    ema.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
+    ema.on_train_batch_end(trainer, module, None, None, 0)
     assert ema.updates == 0
     assert all(torch.equal(before[name], value) for name, value in ema.network.state_dict().items())
 
@@ -91,10 +97,10 @@ def test_state_is_restored(started: tuple[EMA, FakeModule, FakeTrainer]) -> None
     ema, module, trainer = started
     step(ema, module, trainer)
     checkpoint: dict[str, object] = {}
-    ema.on_save_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
+    ema.on_save_checkpoint(trainer, module, checkpoint)
     other = EMA(decay=0.9)
-    other.on_load_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
-    other.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    other.on_load_checkpoint(trainer, module, checkpoint)
+    other.on_fit_start(trainer, module)
     assert other.updates == 1
     assert ema.network is not None
     assert other.network is not None
