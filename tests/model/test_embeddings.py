@@ -1,10 +1,12 @@
 """Positions, times and patches against slow formulas, and the way back from patches to latents."""
 
+import copy
 import math
 
 import pytest
 import torch
 
+from rfdit.model import embeddings
 from rfdit.model.backbone import token_grid, unpatchify
 from rfdit.model.embeddings import (
     PatchEmbedding,
@@ -71,10 +73,81 @@ def test_a_patch_is_a_strided_convolution() -> None:
     torch.testing.assert_close(embed(z), convolved.flatten(2).transpose(1, 2))
 
 
-def test_frozen_positions_serve_any_grid_and_are_not_trained() -> None:
-    positions = PositionEmbedding(grid=(4, 4), width=16, kind="sincos")
+def test_coordinates_count_from_where_they_are_told() -> None:
+    torch.testing.assert_close(
+        sincos_positions(2, 3, 16, top=1, left=2),
+        sincos_positions(3, 5, 16).view(3, 5, 16)[1:, 2:].flatten(0, 1),
+    )
+
+
+def test_frozen_positions_of_the_own_grid_are_the_table_and_are_not_trained() -> None:
+    positions = PositionEmbedding(grid=(4, 6), width=16, kind="sincos")
+    assert positions(4, 6) is positions.table
     assert not positions.table.requires_grad
-    torch.testing.assert_close(positions(2, 6), sincos_positions(2, 6, 16))
+    assert torch.equal(positions.table, sincos_positions(4, 6, 16))
+
+
+def test_a_smaller_grid_is_the_middle_of_the_own_one() -> None:
+    positions = PositionEmbedding(grid=(4, 6), width=16, kind="sincos")
+    middle = positions.table.view(4, 6, 16)[1:3, 1:5].flatten(0, 1)
+    torch.testing.assert_close(positions(2, 4), middle)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (2, 12), (3, 9), (1, 1)])
+def test_every_grid_has_the_middle_of_the_own_one(height: int, width: int) -> None:
+    """By the formula of the docstring: the mean coordinate of rows and columns stays what it was."""
+    rows, columns = 4, 6
+    positions = PositionEmbedding(grid=(rows, columns), width=16, kind="sincos")(height, width)
+    assert positions.shape == (height * width, 16)
+    top, left = (rows - height) / 2, (columns - width) / 2
+    assert top + (height - 1) / 2 == (rows - 1) / 2
+    # Channels 0 and 8 are the sines of the column and the row at frequency 1.
+    grid = positions.view(height, width, 16)
+    torch.testing.assert_close(grid[0, :, 0], torch.sin(left + torch.arange(width)))
+    torch.testing.assert_close(grid[:, 0, 8], torch.sin(top + torch.arange(height)))
+
+
+def test_other_grids_are_made_once_for_each_dtype_and_kept_out_of_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    positions = PositionEmbedding(grid=(4, 4), width=16, kind="sincos")
+    first = positions(2, 6)
+    made = []
+    monkeypatch.setattr(embeddings, "sincos_positions", lambda *args, **kwargs: made.append(args))
+    assert positions(2, 6) is first
+    assert not made
+    monkeypatch.undo()
+    assert positions.double()(2, 6).dtype == torch.float64
+    assert positions.float()(2, 6) is first
+    assert set(positions.state_dict()) == {"table"}
+    assert [name for name, _ in positions.named_buffers()] == []
+
+
+def test_no_more_grids_are_kept_than_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "KEPT_GRIDS", 2)
+    positions = PositionEmbedding(grid=(4, 4), width=16, kind="sincos")
+    first, second, _ = (positions(1, n) for n in (1, 2, 3))
+    assert positions(1, 2) is second
+    assert positions(1, 1) is not first
+    assert torch.equal(positions(1, 1), first)
+
+
+def test_a_copy_has_tables_of_its_own_and_moves_alone() -> None:
+    """As the EMA copies a network in the middle of a run."""
+    positions = PositionEmbedding(grid=(4, 4), width=16, kind="sincos")
+    first = positions(2, 6)
+    copied = copy.deepcopy(positions).double()
+    assert copied(2, 6).dtype == torch.float64
+    assert positions(2, 6) is first
+
+
+def test_positions_made_in_inference_mode_can_be_trained_with() -> None:
+    positions = PositionEmbedding(grid=(4, 4), width=16, kind="sincos")
+    with torch.inference_mode():
+        positions(2, 6)
+    weight = torch.ones(16, requires_grad=True)
+    (positions(2, 6) * weight).sum().backward()
+    assert weight.grad is not None
 
 
 def test_learned_positions_serve_their_own_grid_only() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rfdit.batch import Condition
 from rfdit.model import ManualAttention
+from rfdit.model.embeddings import sincos_positions
 
 Make = Callable[..., nn.Module]
 Inputs = Callable[..., tuple[Tensor, Tensor, Condition]]
@@ -103,11 +104,51 @@ def test_any_channels_and_sizes(
     assert model(z_t, t, cond).shape == z_t.shape
 
 
+def shift_positions(model: nn.Module, grid: tuple[int, int], *, top: float, left: float) -> None:
+    """Makes a grid's positions count from (top, left)."""
+    with torch.no_grad():
+        model.positions.table.copy_(sincos_positions(*grid, 32, top=top, left=left))
+
+
 def test_sincos_positions_serve_latents_of_another_size(network: Make, given: Inputs) -> None:
+    """Centred: 2 x 6 tokens on 4 x 4 begin one row further down and one column further left."""
     model = network()
     z_t, t, cond = given(size=(4, 12))
     same_weights = network(input_size=(4, 12))
+    shift_positions(same_weights, (2, 6), top=1, left=-1)
     torch.testing.assert_close(model(z_t, t, cond), same_weights(z_t, t, cond))
+
+
+def test_one_network_learns_on_several_shapes(network: Make, given: Inputs) -> None:
+    """Shapes in turns, after a look at all of them in inference mode, as Lightning validates first."""
+    model = network(initial=True)
+    sizes = [(4, 12), (8, 8), (12, 4), (6, 10)]
+    with torch.inference_mode():
+        assert all(model(*given(size=size)).shape[-2:] == size for size in sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(40):
+        loss = (model(*given(size=sizes[step % len(sizes)])) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses[-4:]) < 0.5 * min(losses[:4])
+    unseen = given(size=(4, 8))
+    assert (model(*unseen) - 1).square().mean() < 0.5 * losses[0]
+
+
+@pytest.mark.slow
+def test_another_shape_in_compiled_blocks_and_with_recomputation(network: Make, given: Inputs) -> None:
+    """Compiled by the cheapest backend: what is held is that tracing sees the same positions."""
+    for changes in ({}, {"recompute": True}):
+        plain, compiled = network(**changes), network(**changes)
+        for block in compiled.blocks:
+            block.compile(backend="eager")
+        for size in [(8, 8), (4, 12), (8, 8), (4, 12)]:
+            expected = gradients(plain, given(size=size))
+            for name, gradient in gradients(compiled, given(size=size)).items():
+                torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
 def test_learned_positions_do_not(network: Make, given: Inputs) -> None:
