@@ -17,21 +17,25 @@ Time = Float[Tensor, "b"]
 class Batch:
     """Samples as a data source delivers them.
 
-    images: uint8 RGB; they reach the device as bytes and are scaled there.
+    images: uint8 RGB; they reach the device as bytes and are scaled there. None for cached latents.
     positions: place of each sample in the endless stream. All randomness that belongs to a
         sample (noise, time, dropped caption, augmentation) is a function of (seed, position).
+    moments: cached latents: what the autoencoder said of each image, before normalisation.
     captions, labels: what the samples are conditioned on; a source gives either or both.
+    condition: cached text features of the captions.
     keys: the samples' names, for reports.
     """
 
-    images: UInt8[Tensor, "b 3 H W"]
+    images: UInt8[Tensor, "b 3 H W"] | None
     positions: Int[Tensor, "b"]
+    moments: Float[Tensor, "b m h w"] | None = None
     captions: Sequence[str] | None = None
     labels: Int[Tensor, "b"] | None = None
+    condition: "Condition | None" = None
     keys: Sequence[str] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.positions)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Every tensor on `device`; Lightning moves batches through this method.
@@ -48,7 +52,8 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return Batch(**values | tensors)
+        condition = self.condition and self.condition.map(change)
+        return Batch(**values | tensors | {"condition": condition})
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,17 @@ class Condition:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """The condition with every tensor changed."""
+        return Condition(
+            pooled=change(self.pooled),
+            tokens=None if self.tokens is None else change(self.tokens),
+            mask=None if self.mask is None else change(self.mask),
+        )
+
     def __getitem__(self, rows: slice) -> "Condition":
         """The given samples' part."""
-        return Condition(
-            pooled=self.pooled[rows],
-            tokens=None if self.tokens is None else self.tokens[rows],
-            mask=None if self.mask is None else self.mask[rows],
-        )
+        return self.map(lambda tensor: tensor[rows])
 
     def expand(self, n: int) -> "Condition":
         """One sample's condition, for n samples."""
@@ -96,14 +105,13 @@ class Condition:
         return Condition(pooled, choose(self.tokens, other.tokens), choose(self.mask, other.mask))
 
     @staticmethod
-    def cat(first: "Condition", second: "Condition") -> "Condition":
-        """Both, one batch after the other."""
+    def join(parts: Sequence["Condition"]) -> "Condition":
+        """Several batches' conditions, one after the other."""
 
-        def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else torch.cat([a, b])
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if len(present) == len(tensors) else None
 
-        return Condition(
-            torch.cat([first.pooled, second.pooled]),
-            join(first.tokens, second.tokens),
-            join(first.mask, second.mask),
-        )
+        pooled = joined([part.pooled for part in parts])
+        assert pooled is not None
+        return Condition(pooled, joined([p.tokens for p in parts]), joined([p.mask for p in parts]))

@@ -74,3 +74,9 @@ class SampleGenerator:
         angle = ((bits & 0xFFFFFFFF) * (2 * math.pi * 2**-32)).float()
         pair = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
         return pair[:, :n].reshape(-1, *shape)
+
+
+def permutation(n: int, *, seed: int, purpose: str) -> Int[Tensor, "n"]:
+    """The numbers 0 to n - 1 in an order that depends on (seed, purpose) alone, whatever the platform."""
+    generator = SampleGenerator(seed=seed, keys=torch.arange(n), purpose=purpose)
+    return generator._bits(1)[:, 0].argsort(stable=True)

@@ -25,7 +25,7 @@ def same(a: Condition, b: Condition) -> bool:
 
 def test_slicing_undoes_concatenation() -> None:
     first, second = condition(3), condition(2, offset=3)
-    both = Condition.cat(first, second)
+    both = Condition.join([first, second])
     assert len(both) == 5
     assert same(both, condition(5))
     assert same(both[:3], first)
@@ -33,9 +33,7 @@ def test_slicing_undoes_concatenation() -> None:
 
 
 def test_expand_repeats_the_one_sample() -> None:
-    assert same(
-        condition(1).expand(3), Condition.cat(condition(1), Condition.cat(condition(1), condition(1)))
-    )
+    assert same(condition(1).expand(3), Condition.join([condition(1)] * 3))
 
 
 def test_where_chooses_sample_by_sample() -> None:
@@ -50,7 +48,7 @@ def test_conditions_without_tokens_stay_without() -> None:
     labels = Condition(pooled=torch.arange(3.0)[:, None])
     results = [
         labels[:2],
-        Condition.cat(labels, labels),
+        Condition.join([labels, labels]),
         labels[:1].expand(4),
         labels.where(torch.tensor([True, False, True]), labels),
     ]

@@ -17,6 +17,10 @@ PRESETS = [option for group, option in OPTIONS if group == "experiment"]
 # What an option cannot do without.
 NEEDS = {
     "data=laion": ["data.shards=x.tar"],
+    "data=laion_urls": ["data.shards=x.parquet"],
+    "data=latents": ["data.shards=x.tar"],
+    "data=imagenet": ["data.shards=x"],
+    "data=imagenet_wds": ["data.shards=x.tar"],
     "conditioner=labels": ["model=dit"],
 }
 
@@ -35,8 +39,9 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     sizes = ["data.resolution=256"] if group == "autoencoder" else []
     script = "sample" if group == "eval" else "train"
     config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
-    # Sizes and patches are settings of the model.
-    assert config["model" if group in ("size", "patch") else group] is not None
+    # Some groups are settings of another.
+    node = {"size": "model", "patch": "model", "filters": "data", "buckets": "data"}.get(group, group)
+    assert config[node] is not None
 
 
 @pytest.mark.parametrize("option", PRESETS)
@@ -64,7 +69,7 @@ def test_every_preset_runs_a_step(cli: CommandLine, option: str, assets: Path) -
     if composed("train", f"experiment={option}", "data.shards=x.tar")["autoencoder"]["name"] == "sd":
         # Its weights are not at hand; the latents of TAESD have the same shape.
         places.append("autoencoder=taesd")
-        label = ["data.label_key=json.label"]
+        label = ["data=imagenet_wds", "data.decoder.label_key=json.label", "conditioner.num_classes=9"]
     else:
         places.append(f"text_encoder.source={assets / 'text_encoder/minilm'}")
     places.append(f"autoencoder.source={assets / 'autoencoder/taesd'}")

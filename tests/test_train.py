@@ -197,7 +197,7 @@ def test_sample_grid_is_written_from_fixed_noise(cli: CommandLine) -> None:
 def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
     cli.train(
         "run_dir=run", "model=dit", "conditioner=labels", "conditioner.num_classes=9", "data=laion",
-        "data.resolution=32", f"data.shards={emoji_shard}", "data.label_key=json.label", *GRID,
+        "data.resolution=32", f"data.shards={emoji_shard}", "data.decoder.label_key=json.label", *GRID,
     )  # fmt: skip
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert saved["state_dict"]["network.conditioner.table.weight"].shape == (10, 24)
@@ -245,7 +245,7 @@ def test_signals_end_with_a_checkpoint(
 def test_two_processes_train_one_model(cli: CommandLine, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     process = launch(
-        "run_dir=two", "strategy=ddp", "trainer.devices=2", "data.batch_size=2", "data.shuffle_buffer=0",
+        "run_dir=two", "strategy=ddp", "trainer.devices=2", "data.batch_size=2",
         cwd=tmp_path, module=torchrun,
     )  # fmt: skip
     try:

@@ -1,5 +1,7 @@
-"""The LightningDataModule: tar shards in, batches out, on every rank and across restarts."""
+"""The LightningDataModule: shards in, batches out, on every rank and across restarts."""
 
+import hashlib
+import json
 import signal
 import warnings
 from collections.abc import Sequence
@@ -10,29 +12,37 @@ import torch
 from torch.utils.data import DataLoader
 
 from rfdit.batch import Batch
-from rfdit.data.decode import SampleDecoder
+from rfdit.data.buckets import AspectBuckets
+from rfdit.data.filters import Filters
+from rfdit.data.plan import Bucket, EndlessPlan, FinitePlan, Plan, Progress, bucketed, rebatched
+from rfdit.data.sample import Decoder
 from rfdit.data.shards import Shards, resolve_shards
-from rfdit.data.stream import TarStream
+from rfdit.data.source import Reader, Source
+from rfdit.data.stream import Stream
 
 PREFETCHED_BATCHES = 4  # per worker
 SECONDS_TO_SAVE = 120  # that a worker lives on after a SIGTERM
 
 
 class StreamDataModule(L.LightningDataModule):
-    """Streams tar shards for training, endlessly, and for validation, in one pass.
+    """Streams shards for training, endlessly, and for validation, in one pass.
 
     shards, val_shards: patterns as `expand_shards` takes them, or callables that return the shards.
         Without val_shards there is no validation.
+    reader: opens the shards. decoder: makes samples of what it reads.
+    filters: which samples are wanted, of both.
+    buckets: sizes among which training images choose by their aspect ratio; None for one size.
     resolution: side, or (height, width), to which images are resized and centre-cropped.
     batch_size: samples per step on each device.
     num_workers: decoding processes per device; 0 decodes in the training process.
     seed: of the order and the augmentation.
-    shuffle_buffer: undecoded samples held by each worker to shuffle beyond the order of the shards.
-    caption_key, label_key: where captions and labels are in a sample, as in `SampleDecoder`.
+    shuffle_shards: shards whose samples are mixed with each other; the shards are shuffled as well.
     flip: mirror half of the training images. Captions may say left and right, so by default not.
 
-    Its state is the number of training batches that each rank has consumed; see `TarStream` for
-    what a restart continues exactly.
+    Its state is how far the stream was consumed, one number without buckets, equal on all ranks.
+    A restart continues exactly there, with the same sequence for any number of ranks and workers if
+    the global batch (ranks x batch_size) has the same size; with another, or with another
+    shuffle_shards, no sample is repeated or lost within the epoch, and the order may differ.
     """
 
     def __init__(
@@ -40,65 +50,78 @@ class StreamDataModule(L.LightningDataModule):
         *,
         shards: Shards,
         val_shards: Shards | None = None,
+        reader: Reader,
+        decoder: Decoder,
+        filters: Filters,
+        buckets: AspectBuckets | None = None,
         resolution: int | Sequence[int],
         batch_size: int,
         num_workers: int = 2,
         seed: int,
-        shuffle_buffer: int = 1000,
-        caption_key: str | None = "txt",
-        label_key: str | None = None,
+        shuffle_shards: int = 32,
         flip: bool = False,
     ) -> None:
         super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"data.{name}={value} must be at least {least}")
+        if shuffle_shards < 1:
+            raise ValueError(f"data.shuffle_shards={shuffle_shards} must be at least 1")
         self.shards, self.val_shards = shards, val_shards
+        self.reader, self.decoder, self.filters, self.buckets = reader, decoder, filters, buckets
+        self.size = _size(resolution)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.shuffle_buffer, self.flip = shuffle_buffer, flip
-        self.decoder = SampleDecoder(
-            resolution=_resolution(resolution), caption_key=caption_key, label_key=label_key
-        )
-        self.batches = 0
-        self._saved: dict[str, int] | None = None
-        self._streams: dict[str, TarStream] = {}
+        self.shuffle_shards, self.flip = shuffle_shards, flip
+        self.batches = 0  # consumed in this run
+        self._start: Progress | None = None
+        self._about: dict[str, Any] = {}
+        self._saved: dict[str, Any] | None = None
+        self._sources: dict[str, Source] = {}
+        self._streams: dict[str, Stream] = {}
 
     def prepare_data(self) -> None:
-        """Makes shards that have yet to be made, on one process per machine."""
-        for shards in (self.shards, self.val_shards):
-            if callable(shards):
-                shards()
+        """Makes what has yet to be made (shards, indices) on one process per machine."""
+        self._open(self.shards, "shards", buckets=self.buckets is not None)
+        if self.val_shards is not None:
+            self._open(self.val_shards, "val_shards", buckets=False)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        self._continue_saved()
-        shards = resolve_shards(self.shards, setting="data.shards")
-        stream = self._stream(shards, workers=self.num_workers, endless=True, train=True)
-        self._streams["train"] = stream
-        return self._loader(stream, persistent=True)
+        source = self._open(self.shards, "shards", buckets=self.buckets is not None)
+        buckets = self._bucketed(source)
+        self._start, self.batches = self._progress(buckets), 0
+        _require_equal_on_ranks(self._about)
+        plan = EndlessPlan(
+            buckets,
+            seed=self.seed,
+            shuffle_shards=self.shuffle_shards,
+            batch_size=self.batch_size,
+            ranks=self._rank_of()[1],
+            progress=self._start,
+        )
+        return self._loader("train", source, plan, workers=self.num_workers, flip=self.flip)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """One pass in order on a single rank; on several, an endless stream of which all read as much.
-
-        Ranks that run out at different times would wait for each other for ever.
-        """
+        """One pass in order; every rank has equally many batches."""
         if self.val_shards is None:
             return []
-        several = self._rank_of()[1] > 1
-        limit = 0 if self.trainer is None else self.trainer.limit_val_batches
-        if several and isinstance(limit, float):
-            raise ValueError(
-                f"trainer.limit_val_batches={limit:g} is a share, and ranks have uneven shares of "
-                "data.val_shards; give a number of batches"
-            )
-        shards = resolve_shards(self.val_shards, setting="data.val_shards")
+        source = self._open(self.val_shards, "val_shards", buckets=False)
+        whole = Bucket(self.size, source.shard_sizes)
+        plan = FinitePlan(whole, batch_size=self.batch_size, ranks=self._rank_of()[1])
         # One worker, started for each validation: it would only idle while training goes on.
-        stream = self._stream(shards, workers=min(self.num_workers, 1), endless=several, train=False)
-        self._streams["val"] = stream
-        return self._loader(stream, persistent=False)
+        return self._loader("val", source, plan, workers=min(self.num_workers, 1), flip=False)
 
     def skipped(self) -> dict[str, int]:
-        """How many samples this rank has left out, by reason; validation's reasons begin with val_."""
+        """How many samples were left out, by reason; validation's reasons begin with val_.
+
+        Those that opening the shards left out are the same on every rank; what cannot be decoded is
+        counted by the rank that met it, each time.
+        """
         counts: dict[str, int] = {}
-        for name, stream in self._streams.items():
+        for name, source in self._sources.items():
             prefix = "" if name == "train" else f"{name}_"
-            counts |= {prefix + reason: n for reason, n in stream.skips.total().items()}
+            met = self._streams[name].skips.total() if name in self._streams else {}
+            for reason, n in [*source.skipped().items(), *met.items()]:
+                counts[prefix + reason] = counts.get(prefix + reason, 0) + n
         return counts
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -108,40 +131,62 @@ class StreamDataModule(L.LightningDataModule):
             self.batches += 1
         return batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": self.batches} | self._shape()
+    def state_dict(self) -> dict[str, Any]:
+        start = self._start
+        if start is None:  # saved before training began
+            return self._saved or {}
+        progress = {
+            "origin": list(start.origin),
+            "batch": start.batch,
+            "batches": start.batches + self.batches,
+        }
+        return progress | {"about": self._about}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = dict(state_dict)
 
-    def _continue_saved(self) -> None:
-        """Sets where the stream starts, in this run's batches."""
-        if self._saved is None:
-            return
+    def _open(self, shards: Shards, setting: str, *, buckets: bool) -> Source:
+        found = resolve_shards(shards, setting=f"data.{setting}", suffixes=self.reader.suffixes)
+        self.decoder.check(found, self.size)
+        source = self.reader(found, filters=self.filters, image_sizes=buckets)
+        if not sum(source.shard_sizes):
+            listed = ", ".join(f"{n} {reason}" for reason, n in sorted(source.skipped().items()))
+            raise ValueError(
+                f"data.{setting}: no sample of {len(found)} shards, the first of them {found[0]}, can be "
+                f"used: {listed or 'they are empty'}"
+            )
+        self._sources["val" if setting == "val_shards" else "train"] = source
+        return source
+
+    def _bucketed(self, source: Source) -> list[Bucket]:
+        if self.buckets is None:
+            return [Bucket(self.size, source.shard_sizes)]
+        assigned = self.buckets.assign(source.image_sizes())
+        return bucketed(self.buckets.sizes, assigned, source.shard_sizes)
+
+    def _progress(self, buckets: Sequence[Bucket]) -> Progress:
+        """Where training starts: at the beginning, or where the checkpoint stopped."""
+        batch = self.batch_size * self._rank_of()[1]
+        sizes = [list(bucket.shard_sizes) for bucket in buckets]
+        digest = hashlib.sha256(json.dumps([sizes, [bucket.size for bucket in buckets]]).encode()).hexdigest()
+        self._about = {"samples": sum(map(len, buckets)), "seed": self.seed, "digest": digest[:16]}
         saved, self._saved = self._saved, None
-        shape = self._shape()
-        if shape == {name: saved[name] for name in shape}:
-            self.batches = saved["batches"]
-            return
-        samples = saved["batches"] * saved["batch_size"] * saved["ranks"]
-        # Rounded up: no position is used twice.
-        self.batches = -(-samples // (shape["batch_size"] * shape["ranks"]))
-        was, now = (
-            f"{s['ranks']} ranks x {s['workers']} workers x batch {s['batch_size']}" for s in (saved, shape)
-        )
+        if not saved:
+            return Progress(origin=(0,) * len(buckets), batch=batch)
+        progress = Progress(origin=tuple(saved["origin"]), batch=saved["batch"], batches=saved["batches"])
+        if saved["about"] == self._about:
+            return rebatched(buckets, progress, batch)
+        consumed = sum(progress.origin) + progress.batches * progress.batch
         warnings.warn(
-            f"the checkpoint was written with {was} and this run has {now}: the data continues after "
-            f"{samples} samples, in another order than it would have",
+            f"the checkpoint was trained on other data ({saved['about']['samples']} samples, seed "
+            f"{saved['about']['seed']}) than this run has ({self._about['samples']} samples, seed {self.seed}); "
+            f"it goes on from position {consumed}, and what was seen before may come again",
             stacklevel=2,
         )
-
-    def _shape(self) -> dict[str, int]:
-        """What the order of the samples depends on besides the seed."""
-        return {
-            "batch_size": self.batch_size,
-            "ranks": self._rank_of()[1],
-            "workers": max(self.num_workers, 1),
-        }
+        # In equal parts of an epoch; the positions, which noise depends on, do not repeat.
+        share = [consumed * len(bucket) // self._about["samples"] for bucket in buckets]
+        share[0] += consumed - sum(share)
+        return Progress(origin=tuple(share), batch=batch)
 
     def _rank_of(self) -> tuple[int, int]:
         """(this process's rank, number of ranks)."""
@@ -151,33 +196,42 @@ class StreamDataModule(L.LightningDataModule):
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
-    def _stream(self, shards: list[str], *, workers: int, endless: bool, train: bool) -> TarStream:
-        rank, ranks = self._rank_of()
-        return TarStream(
-            shards=shards,
+    def _loader(
+        self, name: str, source: Source, plan: Plan, *, workers: int, flip: bool
+    ) -> DataLoader[Batch]:
+        stream = Stream(
+            source=source,
+            plan=plan,
             decoder=self.decoder,
-            batch_size=self.batch_size,
             seed=self.seed,
-            endless=endless,
-            shuffle_buffer=self.shuffle_buffer,
-            rank=rank,
-            ranks=ranks,
+            rank=self._rank_of()[0],
             workers=workers,
-            start_batch=self.batches if train else 0,
-            flip=self.flip and train,
+            flip=flip,
         )
-
-    @staticmethod
-    def _loader(stream: TarStream, *, persistent: bool) -> DataLoader[Batch]:
+        self._streams[name] = stream
         return DataLoader(
             stream,
             batch_size=None,  # the stream's elements are batches
-            num_workers=stream.workers,
-            persistent_workers=persistent and stream.workers > 0,
-            prefetch_factor=PREFETCHED_BATCHES if stream.workers else None,
+            num_workers=workers,
+            persistent_workers=name == "train" and workers > 0,
+            prefetch_factor=PREFETCHED_BATCHES if workers else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_outlive_signals,
         )
+
+
+def _require_equal_on_ranks(about: dict[str, Any]) -> None:
+    """Raises ValueError unless all ranks opened the same data: one that misses a shard would read another order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(seen, about)
+    for rank, other in enumerate(seen):
+        if other != seen[0]:
+            raise ValueError(
+                f"data.shards: rank {rank} finds {other['samples']} samples and rank 0 {seen[0]['samples']}, "
+                "or in other shards; all must see the same files"
+            )
 
 
 def _outlive_signals(worker: int) -> None:
@@ -191,9 +245,10 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_TO_SAVE))
 
 
-def _resolution(resolution: int | Sequence[int]) -> int | tuple[int, int]:
+def _size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width)."""
     if isinstance(resolution, int):
-        return resolution
+        return resolution, resolution
     if len(resolution) != 2:
         raise ValueError(f"data.resolution={list(resolution)} is no side and no [height, width]")
     return resolution[0], resolution[1]

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rfdit.data.sample import RawSample, Sample
 from rfdit.data.skips import SkippedSampleError, SkipReason
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -19,25 +20,13 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_PIXELS = 64 * 1024 * 1024
 # JPEG's cheap reduction while decoding stops at this multiple of the wanted size; a proper filter does the rest.
 DRAFT_MARGIN = 2
-
-RawSample = Mapping[str, str | bytes]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One decoded sample; caption and label as far as they were asked for."""
-
-    image: UInt8[Tensor, "3 H W"]
-    key: str
-    caption: str | None = None
-    label: int | None = None
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on the sides are swapped
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleDecoder:
     """Decodes samples: image resized and centre-cropped, caption and label found.
 
-    resolution: the side, or (height, width), of the images.
     caption_key: the file extension of the caption ("txt"), a field of a JSON file ("json.caption"),
         or None for no captions.
     label_key: likewise, such as "cls" or "json.label".
@@ -45,24 +34,37 @@ class SampleDecoder:
     Calling it raises SkippedSampleError with the reason for a sample that cannot be used.
     """
 
-    resolution: int | tuple[int, int]
     caption_key: str | None = "txt"
     label_key: str | None = None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return (self.resolution,) * 2 if isinstance(self.resolution, int) else self.resolution
-
-    def __call__(self, raw: RawSample) -> Sample:
+    def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
         # The cheap parts first: a sample without its caption is not worth decoding.
         caption = None if self.caption_key is None else _caption(raw, self.caption_key)
         label = None if self.label_key is None else _label(raw, self.label_key)
-        found = next((raw[name] for name in IMAGE_EXTENSIONS if name in raw), None)
+        found = image_bytes(raw)
         if found is None:
             raise SkippedSampleError(SkipReason.MISSING_IMAGE)
-        image = decode_image(cast(bytes, found), self.size)
+        image = decode_image(found, size)
         return Sample(image=image, key=cast(str, raw["__key__"]), caption=caption, label=label)
+
+    def check(self, shards: Sequence[str], size: tuple[int, int]) -> None:
+        """Any shards may hold what it decodes."""
+
+
+def image_bytes(raw: RawSample) -> bytes | None:
+    """A sample's encoded image, if it has one."""
+    found = next((raw[name] for name in IMAGE_EXTENSIONS if name in raw), None)
+    return cast(bytes | None, found)
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of an encoded image as it is shown, from its header; None if it is no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:  # as in decode_image
+        return None
 
 
 def decode_image(data: bytes, size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:

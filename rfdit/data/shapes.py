@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -13,13 +12,9 @@ from PIL import Image
 from webdataset import TarWriter
 
 from rfdit.data import scenes
+from rfdit.data.cache_folder import cache_root
 
 SPLITS = ("train", "validation")
-
-
-def cache_root() -> Path:
-    """Where rfdit keeps what it can make again: $XDG_CACHE_HOME/rfdit, by default ~/.cache/rfdit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfdit"
 
 
 class ShapesShards:

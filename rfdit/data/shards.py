@@ -10,28 +10,36 @@ import braceexpand
 
 # A pattern, several, or something that makes the shards and says where they are.
 Shards = str | Sequence[str] | Callable[[], list[str]]
+TARS = (".tar",)
 
 
-def resolve_shards(shards: Shards, *, setting: str = "data.shards") -> list[str]:
+def resolve_shards(
+    shards: Shards, *, setting: str = "data.shards", suffixes: Sequence[str] = TARS
+) -> list[str]:
     """The shards in reading order, whichever way they are given."""
-    return shards() if callable(shards) else expand_shards(shards, setting=setting)
+    return shards() if callable(shards) else expand_shards(shards, setting=setting, suffixes=suffixes)
 
 
-def expand_shards(pattern: str | Sequence[str], *, setting: str = "data.shards") -> list[str]:
+def expand_shards(
+    pattern: str | Sequence[str], *, setting: str = "data.shards", suffixes: Sequence[str] = TARS
+) -> list[str]:
     """The shards that a pattern names, in a fixed order.
 
-    pattern: a file, a folder (its *.tar), a glob, an http(s) or other URL, a `pipe:` command, each
-        with {000..123} or {a,b} braces if wanted, or a list of such patterns.
+    pattern: a file, a folder, a glob, an http(s) or other URL, a `pipe:` command, each with {000..123} or
+        {a,b} braces if wanted, or a list of such patterns.
+    suffixes: of the files that a folder stands for; without any it stands for itself.
     Raises ValueError, naming `setting`, if nothing matches.
     """
     if not isinstance(pattern, str):
         if not pattern:
             raise _no_match(pattern, setting)
-        return [shard for each in pattern for shard in expand_shards(each, setting=setting)]
+        return [
+            shard for each in pattern for shard in expand_shards(each, setting=setting, suffixes=suffixes)
+        ]
     pieces = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
-    if _is_remote(pattern):
+    if is_remote(pattern):
         return pieces
-    found = [_local(os.path.expanduser(piece)) for piece in pieces]
+    found = [_local(os.path.expanduser(piece), suffixes) for piece in pieces]
     shards = [shard for files in found for shard in files]
     if not shards:
         raise _no_match(pattern, setting)
@@ -45,14 +53,15 @@ def expand_shards(pattern: str | Sequence[str], *, setting: str = "data.shards")
     return shards
 
 
-def _is_remote(pattern: str) -> bool:
+def is_remote(pattern: str) -> bool:
+    """Whether it is a URL or a `pipe:` command, rather than a file."""
     return pattern.startswith("pipe:") or re.match(r"[a-z][a-z0-9+]*://", pattern, re.IGNORECASE) is not None
 
 
-def _local(path: str) -> list[str]:
+def _local(path: str, suffixes: Sequence[str]) -> list[str]:
     """Existing files; a name that exists is taken as it is, even if it has a glob's characters."""
-    if os.path.isdir(path):
-        return sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+    if os.path.isdir(path) and suffixes:
+        return sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(tuple(suffixes)))
     if os.path.exists(path):
         return [path]
     return sorted(glob.glob(path, recursive=True))

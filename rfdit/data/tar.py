@@ -1,40 +1,27 @@
-"""Sequential reading of tar shards, whatever shape they are in."""
+"""One sample out of its piece of a tar."""
 
-from collections.abc import Callable, Iterator
+import io
+import tarfile
 from typing import cast
 
 from webdataset import tariterators
 
-from rfdit.data.decode import RawSample
-from rfdit.data.skips import SkipReason
+from rfdit.data.sample import RawSample
+from rfdit.data.skips import SkippedSampleError, SkipReason
 
 
-def read_shard(shard: str, on_skip: Callable[[SkipReason], None]) -> Iterator[RawSample]:
-    """The samples of one shard in its order, undecoded.
+def parse_sample(data: bytes) -> RawSample:
+    """The sample whose files these bytes hold, as webdataset groups them.
 
-    shard: a file, a URL, or a `pipe:` command, opened by webdataset.
-    on_skip: told once if the shard cannot be opened or breaks off (its readable samples still come),
-        and for every file that occurs twice in a sample. A tar that ends between two files looks
-        complete to Python's tarfile, so that is not told.
+    Raises SkippedSampleError if there is none, or it has a file twice.
     """
-    begun, broken = False, False
-
-    def unreadable(error: Exception) -> bool:
-        nonlocal broken
-        if not broken:
-            on_skip(SkipReason.TRUNCATED_TAR if begun else SkipReason.UNREADABLE_SHARD)
-        broken = True
-        return False
-
-    def duplicate(error: Exception) -> bool:
-        on_skip(SkipReason.DUPLICATE_FILE)
-        return True
-
-    def opened_files() -> Iterator[dict[str, object]]:
-        nonlocal begun
-        streams = tariterators.url_opener([{"url": shard}], handler=unreadable)
-        for file in tariterators.tar_file_expander(streams, handler=unreadable):
-            begun = begun or bool(file)  # an empty one marks the shard's end
-            yield file
-
-    yield from cast(Iterator[RawSample], tariterators.group_by_keys(opened_files(), handler=duplicate))
+    try:
+        files = list(tariterators.tar_file_iterator(cast(tarfile.TarFile, io.BytesIO(data))))
+        found = list(tariterators.group_by_keys(file | {"__url__": ""} for file in files))
+    except ValueError as error:
+        raise SkippedSampleError(SkipReason.DUPLICATE_FILE, str(error)) from error
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SkippedSampleError(SkipReason.DAMAGED_TAR, str(error)) from error
+    if not found:
+        raise SkippedSampleError(SkipReason.DAMAGED_TAR)
+    return cast(RawSample, {name: data for name, data in found[0].items() if name != "__url__"})

@@ -37,7 +37,7 @@ class ClassifierFree:
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
         if self.scale == 1:
             return NoGuidance()(backbone, cond, null)
-        both = Condition.cat(cond, null)
+        both = Condition.join([cond, null])
 
         def field(z: Latent, t: Tensor) -> Latent:
             c, u = backbone(z.repeat(2, 1, 1, 1), t.expand(2 * len(z)), both).chunk(2)

@@ -26,6 +26,15 @@ def numbered_sample(number: int) -> Files:
     }
 
 
+def write_tar(path: Path, samples: Iterable[Files]) -> str:
+    """Writes samples to a shard; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TarWriter(str(path), encoder=False) as tar:
+        for sample in samples:
+            tar.write(sample)
+    return str(path)
+
+
 @pytest.fixture
 def make_sample() -> Callable[[int], Files]:
     return numbered_sample
@@ -35,14 +44,7 @@ def make_sample() -> Callable[[int], Files]:
 def write_shard(tmp_path: Path) -> Callable[[str, Iterable[Files]], str]:
     """Writes samples to a shard of this name; returns its path."""
 
-    def write(name: str, samples: Iterable[Files]) -> str:
-        path = tmp_path / name
-        with TarWriter(str(path), encoder=False) as tar:
-            for sample in samples:
-                tar.write(sample)
-        return str(path)
-
-    return write
+    return lambda name, samples: write_tar(tmp_path / name, samples)
 
 
 @pytest.fixture

@@ -1,17 +1,26 @@
 """The data under Lightning: what is counted, what is saved, where a restart continues."""
 
+import io
+import itertools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from PIL import Image
 from torch import Tensor, nn
 
 from rfdit.batch import Batch
+from rfdit.data.buckets import AspectBuckets
 from rfdit.data.datamodule import StreamDataModule
+from rfdit.data.decode import SampleDecoder
+from rfdit.data.filters import Filters
+from rfdit.data.tar_source import TarReader
 
 WriteNumbered = Callable[[Sequence[int]], list[str]]
 CONF = Path(__file__).parents[2] / "conf"
@@ -40,8 +49,21 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def data(shards: Sequence[str], **settings: object) -> StreamDataModule:
-    defaults = {"resolution": 8, "batch_size": 2, "num_workers": 0, "seed": 0, "shuffle_buffer": 4}
+    defaults = {
+        "reader": TarReader(),
+        "decoder": SampleDecoder(),
+        "filters": Filters(),
+        "resolution": 8,
+        "batch_size": 2,
+        "num_workers": 0,
+        "seed": 0,
+    }
     return StreamDataModule(shards=shards, **defaults | settings)
 
 
@@ -64,23 +86,53 @@ def fit(source: StreamDataModule, folder: Path, steps: int, **settings: object) 
     return module
 
 
-def saved_state(path: Path) -> dict[str, int]:
+def saved_state(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)["StreamDataModule"]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (2, 3), (0, 2)])
 def test_a_resumed_run_sees_what_the_uninterrupted_one_does(
-    write_numbered: WriteNumbered, tmp_path: Path, workers: int
+    write_numbered: WriteNumbered, tmp_path: Path, before: int, after: int
 ) -> None:
     shards = write_numbered([7, 3, 12, 5])
-    whole = fit(data(shards, num_workers=workers), tmp_path / "whole", 9).seen["train"]
+    whole = fit(data(shards, num_workers=before), tmp_path / "whole", 9).seen["train"]
     assert [position for position, _ in whole] == list(range(18))
     checkpoint = tmp_path / "whole" / "step=4.ckpt"
     # What the workers have read ahead does not count.
-    assert saved_state(checkpoint) == {"batches": 4, "batch_size": 2, "ranks": 1, "workers": max(workers, 1)}
-    resumed = fit(data(shards, num_workers=workers), tmp_path / "resumed", 9, ckpt_path=checkpoint)
+    state = saved_state(checkpoint)
+    assert (state["origin"], state["batch"], state["batches"]) == ([0], 2, 4)
+    resumed = fit(data(shards, num_workers=after), tmp_path / "resumed", 9, ckpt_path=checkpoint)
     assert resumed.seen["train"] == whole[8:]
     assert saved_state(tmp_path / "resumed" / "step=8.ckpt")["batches"] == 8
+
+
+def test_buckets_resume_exactly(write_shard: Callable[..., str], tmp_path: Path) -> None:
+    shapes = [(8, 8), (8, 16), (16, 8)]
+    samples = []
+    for number in range(21):
+        picture = io.BytesIO()
+        Image.new("RGB", shapes[number % 3][::-1], (number, 0, 0)).save(picture, "png")
+        samples.append({"__key__": f"{number:06d}", "png": picture.getvalue(), "txt": b"a"})
+    shards = [write_shard("a.tar", samples[:9]), write_shard("b.tar", samples[9:])]
+
+    def bucketed_data(batch_size: int = 2) -> StreamDataModule:
+        buckets = AspectBuckets(resolution=12, step=4, max_aspect=2.0)
+        return data(shards, buckets=buckets, resolution=12, batch_size=batch_size)
+
+    batches = list(itertools.islice(bucketed_data().train_dataloader(), 30))
+    assert {tuple(batch.images.shape[2:]) for batch in batches} == {(12, 12), (8, 16), (16, 8)}
+    for batch in batches:  # each sample has its own picture's shape
+        assert {shapes[int(key) % 3][::-1] for key in batch.keys} in ({(8, 8)}, {(8, 16)}, {(16, 8)})
+    whole = fit(bucketed_data(), tmp_path / "whole", 9).seen["train"]
+    checkpoint = tmp_path / "whole" / "step=4.ckpt"
+    assert fit(bucketed_data(), tmp_path / "same", 9, ckpt_path=checkpoint).seen["train"] == whole[8:]
+    other = fit(bucketed_data(3), tmp_path / "other", 8, ckpt_path=checkpoint).seen["train"]
+    assert [position for position, _ in other] == list(range(8, 20))
+    # The first epoch of every bucket is completed before a sample of it comes again.
+    order = [key for _, key in whole[:8] + other]
+    for shape in range(3):
+        mine = [key for key in order if int(key) % 3 == shape][:7]
+        assert len(set(mine)) == len(mine)
 
 
 def test_validation_is_one_pass_in_order_and_does_not_count(
@@ -102,14 +154,41 @@ def test_without_validation_shards_there_is_no_validation(
     assert module.seen["val"] == []
 
 
-def test_another_layout_continues_at_the_same_place_and_says_so(write_numbered: WriteNumbered) -> None:
-    source = data(write_numbered([20]), batch_size=4)
-    source.load_state_dict({"batches": 5, "batch_size": 2, "ranks": 3, "workers": 2})
-    with pytest.warns(UserWarning, match="3 ranks x 2 workers x batch 2 .* 1 ranks x 1 workers x batch 4"):
+def test_another_layout_continues_at_the_very_sample(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards = write_numbered([13, 20])
+    whole = fit(data(shards), tmp_path / "whole", 20).seen["train"]
+    state = saved_state(tmp_path / "whole" / "step=4.ckpt")
+    source = data(shards, batch_size=5)
+    source.load_state_dict(state)
+    first = next(iter(source.train_dataloader()))
+    assert list(zip(first.positions.tolist(), first.keys, strict=True)) == whole[8:13]
+    assert source.state_dict() == {"origin": [8], "batch": 5, "batches": 0, "about": state["about"]}
+
+
+def test_other_data_than_the_checkpoints_warns(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    fit(data(write_numbered([13, 20])), tmp_path / "whole", 4)
+    source = data(write_numbered([13, 21]))
+    source.load_state_dict(saved_state(tmp_path / "whole" / "step=4.ckpt"))
+    with pytest.warns(UserWarning, match=r"other data \(33 samples, seed 0\) than this run has \(34 samples"):
         loader = source.train_dataloader()
-    # 30 samples were used; the next multiple of 4 is 32.
-    assert next(iter(loader)).positions.tolist() == [32, 33, 34, 35]
-    assert source.state_dict() == {"batches": 8, "batch_size": 4, "ranks": 1, "workers": 1}
+    assert next(iter(loader)).positions.tolist() == [8, 9]
+
+
+def test_filters_are_exact_and_counted(
+    make_sample: Callable[[int], dict[str, str | bytes]], write_shard: Callable[..., str]
+) -> None:
+    samples = [
+        make_sample(number) | {"json": json.dumps({"pwatermark": number / 10, "width": 8}).encode()}
+        for number in range(10)
+    ]
+    del samples[3]["json"]
+    shard = write_shard("a.tar", samples)
+    source = data([shard], filters=Filters(max_watermark=0.55, min_size=8), batch_size=5)
+    batches = itertools.islice(source.train_dataloader(), 3)
+    assert [sorted(map(int, batch.keys)) for batch in batches] == [[0, 1, 2, 4, 5]] * 3
+    assert source.skipped() == {"filtered_watermark": 4, "unknown_watermark": 1}
+    with pytest.raises(ValueError, match=r"data\.shards: no sample of 1 shards.* 10 filtered_size"):
+        data([shard], filters=Filters(min_size=9)).train_dataloader()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -134,18 +213,16 @@ def test_skips_are_reported_by_reason(
     assert skipped["val_corrupt_image"] == 1
 
 
-def test_several_ranks_validate_on_equally_many_batches(write_numbered: WriteNumbered) -> None:
-    """Their shares of the shards differ; ranks that end at different times would wait for ever."""
-    shards = write_numbered([9, 1])
+def test_several_ranks_validate_on_every_sample_once(write_numbered: WriteNumbered) -> None:
+    shards = write_numbered([9, 2])
+    seen = []
     for rank in range(2):
         source = data(shards, val_shards=shards)
-        source.trainer = L.Trainer(limit_val_batches=7, logger=False, accelerator="cpu")
         source._rank_of = lambda rank=rank: (rank, 2)  # type: ignore[method-assign]
-        batches = iter(source.val_dataloader())
-        assert len([next(batches) for _ in range(7)]) == 7
-    source.trainer.limit_val_batches = 1.0
-    with pytest.raises(ValueError, match=r"trainer\.limit_val_batches=1 is a share"):
-        source.val_dataloader()
+        batches = list(source.val_dataloader())
+        assert len(batches) == 3
+        seen += [int(key) for batch in batches for key in batch.keys]
+    assert sorted(seen) == list(range(11))
 
 
 def test_no_match_names_the_setting() -> None:
@@ -155,16 +232,25 @@ def test_no_match_names_the_setting() -> None:
         data("x", val_shards="nowhere").val_dataloader()
 
 
-def test_wrong_resolutions_are_named() -> None:
-    with pytest.raises(ValueError, match=r"data\.resolution=\[1, 2, 3\]"):
-        data("x", resolution=[1, 2, 3])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": [1, 2, 3]}, r"data\.resolution=\[1, 2, 3\]"),
+        ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers=-1 must be at least 0"),
+        ({"shuffle_shards": 0}, r"data\.shuffle_shards=0 must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data("x", **settings)
 
 
 def composed(*overrides: str) -> StreamDataModule:
     """What `python train.py data=... OVERRIDES` builds as its data."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         name, *rest = overrides
-        cfg = compose(overrides=[f"+data={name}", "+seed=3", *rest])
+        cfg = compose(overrides=[f"+data={name}", "+filters=default", "+buckets=none", "+seed=3", *rest])
     return instantiate(cfg.data, _convert_="all")
 
 

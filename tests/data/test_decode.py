@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rfdit.data import decode
 from rfdit.data.decode import SampleDecoder, decode_image
+from rfdit.data.filters import Filters
 from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.tar import read_shard
+from rfdit.data.tar_source import TarReader
 
 
 def encode(image: Image.Image, form: str = "png", **options: object) -> bytes:
@@ -140,17 +141,17 @@ def test_damaged_images_are_told_from_too_large_ones(monkeypatch: pytest.MonkeyP
 
 def decoded(**files: bytes) -> tuple[str | None, int | None]:
     """Caption and label that are looked for in a sample's JSON file."""
-    sample = SampleDecoder(resolution=8, caption_key="json.caption", label_key="json.about.label")(
-        {"__key__": "0", "png": encode(stripes(8, 8)), **files}
+    sample = SampleDecoder(caption_key="json.caption", label_key="json.about.label")(
+        {"__key__": "0", "png": encode(stripes(8, 8)), **files}, (8, 8)
     )
     return sample.caption, sample.label
 
 
 def test_captions_and_labels_come_from_where_the_keys_say() -> None:
     files = {"__key__": "7", "png": encode(stripes(8, 8)), "txt": b" a cat\n", "cls": b"3"}
-    sample = SampleDecoder(resolution=8)(files)
+    sample = SampleDecoder()(files, (8, 8))
     assert (sample.key, sample.caption, sample.label) == ("7", "a cat", None)
-    sample = SampleDecoder(resolution=8, caption_key=None, label_key="cls")(files)
+    sample = SampleDecoder(caption_key=None, label_key="cls")(files, (8, 8))
     assert (sample.caption, sample.label) == (None, 3)
     about = {"caption": "ein Hündchen", "about": {"label": 5}}
     assert decoded(json=json.dumps(about).encode()) == ("ein Hündchen", 5)
@@ -178,13 +179,15 @@ def test_what_is_missing_is_named(files: dict[str, bytes], expected: SkipReason)
 
 def test_a_sample_without_an_image_is_named() -> None:
     with pytest.raises(SkippedSampleError) as error:
-        SampleDecoder(resolution=8)({"__key__": "0", "txt": b"a cat"})
+        SampleDecoder()({"__key__": "0", "txt": b"a cat"}, (8, 8))
     assert error.value.reason == SkipReason.MISSING_IMAGE
 
 
-def test_a_real_photo(assets: Path) -> None:
-    raw = next(iter(read_shard(str(assets / "data/cc12m/cc12m-train-0000.tar"), print)))
-    sample = SampleDecoder(resolution=256)(raw)
+def test_a_real_photo(assets: Path, tmp_path: Path) -> None:
+    shards = [str(assets / "data/cc12m/cc12m-train-0000.tar")]
+    raw = next(iter(TarReader(cache=str(tmp_path))(shards, filters=Filters()).samples([0])))
+    assert not isinstance(raw, SkippedSampleError)
+    sample = SampleDecoder()(raw, (256, 256))
     assert sample.caption == "Red Square is a city square in Moscow, Russia."
     assert sample.image.shape == (3, 256, 256)
     assert sample.image.float().std() > 20

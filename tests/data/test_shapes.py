@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from rfdit.data.cache_folder import cache_root
 from rfdit.data.decode import SampleDecoder
+from rfdit.data.filters import Filters
+from rfdit.data.plan import Bucket, FinitePlan
 from rfdit.data.scenes import is_held_out, parse
-from rfdit.data.shapes import ShapesShards, cache_root
-from rfdit.data.stream import TarStream
+from rfdit.data.shapes import ShapesShards
+from rfdit.data.stream import Stream
+from rfdit.data.tar_source import TarReader
 from rfdit.eval.prompt_accuracy import PromptAccuracy
 
 
@@ -84,14 +88,10 @@ def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: p
 def test_the_reader_finds_scenes_that_are_not_held_out(tmp_path: Path) -> None:
     """What the stream gives are the pictures of their captions, none of them held out."""
     for split in ("train", "validation"):
-        stream = TarStream(
-            shards=shapes(tmp_path, split=split)(),
-            decoder=SampleDecoder(resolution=32, caption_key="json.caption"),
-            batch_size=60,
-            seed=0,
-            endless=False,
-        )
-        (batch,) = list(stream)
+        source = TarReader(cache=str(tmp_path))(shapes(tmp_path, split=split)(), filters=Filters())
+        decoder = SampleDecoder(caption_key="json.caption")
+        plan = FinitePlan(Bucket((32, 32), source.shard_sizes), batch_size=60, ranks=1)
+        (batch,) = list(Stream(source=source, plan=plan, decoder=decoder, seed=0))
         assert len(batch) == 60
         assert batch.captions is not None
         assert not any(is_held_out(parse(caption)) for caption in batch.captions)

@@ -1,0 +1,295 @@
+"""Which sample is read when: the order of a stream as a pure function of (seed, place).
+
+Nothing here is read, counted or remembered. Every rank and worker computes the same order and takes
+its part of it, so any number of them sees the same sequence, and a restart is a number.
+"""
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from rfdit.randomness import permutation
+
+REMEMBERED = 2  # epochs, and groups: a batch may lie across a border
+NEAR = 1000  # samples among which the substitutes of a small set are searched one by one
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Order:
+    """An endless sequence of samples in which each epoch has every sample once.
+
+    Within an epoch the shards are permuted and parted into groups; the samples of a group are
+    permuted among each other. So a reader needs few shards at a time, and yet mixes their samples.
+
+    shard_sizes: samples in each shard; the sequence's elements are their numbers, shard after shard.
+    seed, purpose: what the order is drawn from.
+    shuffle_shards: shards in a group, at most; all groups have the same number, give or take one.
+    """
+
+    def __init__(self, shard_sizes: Sequence[int], *, seed: int, purpose: str, shuffle_shards: int) -> None:
+        self._sizes = np.array(shard_sizes, np.int64)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self.size = int(self._sizes.sum())
+        self._seed, self._purpose = seed, purpose
+        self._groups = max(1, -(-len(shard_sizes) // shuffle_shards))
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._permuted: OrderedDict[tuple[int, int], Int[np.ndarray, _]] = OrderedDict()
+
+    def __call__(self, place: int) -> int:
+        """The number of the sample at a place of the endless sequence."""
+        epoch, index = divmod(place, self.size)
+        plan = _remembered(self._epochs, epoch, lambda: self._epoch(epoch))
+        group = int(np.searchsorted(plan.ends, index, side="right"))
+        samples = _remembered(self._permuted, (epoch, group), lambda: self._samples(plan, epoch, group))
+        return int(samples[index - int(plan.ends[group]) + len(samples)])
+
+    def _epoch(self, epoch: int) -> "_Epoch":
+        """Permutes the shards for an epoch."""
+        order = permutation(len(self._sizes), seed=self._seed, purpose=f"{self._purpose}/{epoch}").numpy()
+        groups = np.array_split(order, self._groups)
+        return _Epoch(groups, ends=np.cumsum([self._sizes[group].sum() for group in groups]))
+
+    def _samples(self, plan: "_Epoch", epoch: int, group: int) -> Int[np.ndarray, "_"]:
+        """The samples of a group in their order."""
+        spans = [np.arange(self._sizes[shard]) + self._starts[shard] for shard in plan.groups[group]]
+        samples = np.concatenate(spans)
+        purpose = f"{self._purpose}/{epoch}/{group}"
+        return samples[permutation(len(samples), seed=self._seed, purpose=purpose).numpy()]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The shards of each group of an epoch, and the places within the epoch at which the groups end."""
+
+    groups: list[Int[np.ndarray, "_"]]
+    ends: Int[np.ndarray, "_"]
+
+
+def _remembered(cache: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """What was made for the key, if it is among the last; else it is made."""
+    if key not in cache:
+        cache[key] = make()
+        if len(cache) > REMEMBERED:
+            cache.popitem(last=False)
+    return cache[key]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Samples that are batched together, since their images get the same size.
+
+    size: (height, width). members: the samples' numbers, ascending; None stands for all of them.
+    shard_sizes: how many of each shard.
+    """
+
+    size: tuple[int, int]
+    shard_sizes: Sequence[int]
+    members: Int[np.ndarray, "_"] | None = None
+
+    @cached_property
+    def _size(self) -> int:
+        return sum(self.shard_sizes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def number(self, index: int) -> int:
+        """The sample at an index within the bucket."""
+        return index if self.members is None else int(self.members[index])
+
+
+def bucketed(
+    sizes: Sequence[tuple[int, int]], assigned: Int[np.ndarray, "n"], shard_sizes: Sequence[int]
+) -> list[Bucket]:
+    """The buckets that have samples; assigned: the number of each sample's size."""
+    shard_of = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
+    found = []
+    for n, size in enumerate(sizes):
+        members = np.flatnonzero(assigned == n)
+        if len(members):
+            counts = np.bincount(shard_of[members], minlength=len(shard_sizes))
+            found.append(Bucket(size, counts.tolist(), members))
+    return found
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One batch of one rank, before it is read.
+
+    positions: the samples' places in the stream of all ranks; nothing else ever has the same.
+    indices: the samples, as indices of the bucket.
+    """
+
+    bucket: Bucket
+    positions: Sequence[int]
+    indices: Sequence[int]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The samples' numbers in the source."""
+        return [self.bucket.number(index) for index in self.indices]
+
+    def substitutes(self, row: int) -> Iterator[int]:
+        """Numbers to take in turn for a sample that cannot be used: those behind it in its shard.
+
+        In the order of the stream they are elsewhere, so that a batch does not hold one twice.
+        """
+        size = len(self.bucket)
+        for attempt in range(min(size - 1, NEAR)):
+            # Squares leave a long stretch of bad samples behind; a small set is searched whole.
+            step = 1 + (attempt if size <= NEAR else attempt**2)
+            yield self.bucket.number((self.indices[row] + step) % size)
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """The batches of a stream."""
+
+    @property
+    def substitutes(self) -> bool:
+        """Whether a sample that cannot be used is replaced, or left out."""
+        ...
+
+    @property
+    def in_step(self) -> bool:
+        """Whether other ranks rely on this one's having as many batches as they."""
+        ...
+
+    def batches(self, rank: int, start: int, step: int) -> Iterator[PlannedBatch]:
+        """A rank's batches number start, start + step, ..."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stream has been consumed: all that a restart needs, equal on every rank.
+
+    origin: samples consumed of each bucket when the size of the global batch was last changed.
+    batch: samples in a global batch since then. batches: how many were consumed since then.
+    """
+
+    origin: tuple[int, ...]
+    batch: int
+    batches: int = 0
+
+
+class EndlessPlan:
+    """Epoch after epoch, each in an order of its own, in global batches of ranks x batch_size samples.
+
+    The n-th global batch is the same for any number of ranks and workers; rank r takes its r-th part.
+    A batch may hold the end of one epoch and the beginning of the next, so that nothing is ever left
+    over. With several buckets, each has epochs of its own, and a bucket's turn comes as often as its
+    share of the samples says: at no time is one further than the others by more than a batch.
+
+    progress: where it starts; see `Progress`.
+    """
+
+    substitutes = in_step = True
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        *,
+        seed: int,
+        shuffle_shards: int,
+        batch_size: int,
+        ranks: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self._buckets = buckets
+        self._orders = [
+            Order(bucket.shard_sizes, seed=seed, purpose=f"order/{n}", shuffle_shards=shuffle_shards)
+            for n, bucket in enumerate(buckets)
+        ]
+        self._batch_size = batch_size
+        self.progress = progress or Progress(origin=(0,) * len(buckets), batch=batch_size * ranks)
+        assert self.progress.batch == batch_size * ranks
+
+    def batches(self, rank: int, start: int, step: int) -> Iterator[PlannedBatch]:
+        progress = self.progress
+        mine = rank * self._batch_size
+        first = progress.batches + start
+        due = itertools.islice(turns(self._buckets, progress, first), 0, None, step)
+        for n, (bucket, place) in zip(itertools.count(first, step), due):
+            position = sum(progress.origin) + n * progress.batch + mine
+            order = self._orders[bucket]
+            yield PlannedBatch(
+                bucket=self._buckets[bucket],
+                positions=range(position, position + self._batch_size),
+                indices=[order(place + mine + row) for row in range(self._batch_size)],
+            )
+
+
+def turns(buckets: Sequence[Bucket], progress: Progress, first: int = 0) -> Iterator[tuple[int, int]]:
+    """(bucket, place of its order) of each global batch from the first-th since the origin on.
+
+    The j-th turn of a bucket with N samples is at time (j + 1/2) / N, as evenly as can be.
+    """
+    if len(buckets) == 1:  # no need to count up to the first
+        for n in itertools.count(first):
+            yield 0, progress.origin[0] + n * progress.batch
+    yield from itertools.islice(_merged(buckets, progress), first, None)
+
+
+def _merged(buckets: Sequence[Bucket], progress: Progress) -> Iterator[tuple[int, int]]:
+    waiting = [(0.5 / len(bucket), n, 0) for n, bucket in enumerate(buckets) if len(bucket)]
+    heapq.heapify(waiting)
+    while True:
+        _, bucket, turn = waiting[0]
+        yield bucket, progress.origin[bucket] + turn * progress.batch
+        heapq.heapreplace(waiting, ((turn + 1.5) / len(buckets[bucket]), bucket, turn + 1))
+
+
+def rebatched(buckets: Sequence[Bucket], progress: Progress, batch: int) -> Progress:
+    """The same progress for global batches of another size: not a sample is repeated or lost."""
+    if progress.batch == batch:
+        return progress
+    consumed = list(progress.origin)
+    for _, (bucket, _) in zip(range(progress.batches), turns(buckets, progress)):
+        consumed[bucket] += progress.batch
+    return Progress(origin=tuple(consumed), batch=batch)
+
+
+class FinitePlan:
+    """One pass in order: every sample once, and the same number of batches on every rank.
+
+    Global batches of ranks x batch_size samples, as long as there are as many. Of the remainder each
+    rank gets an equal share, give or take one sample, in a smaller last batch; if there are fewer
+    than ranks, they join the last full batch, one each on the first ranks.
+
+    Raises ValueError if there are fewer samples than ranks.
+    """
+
+    substitutes = False
+
+    def __init__(self, bucket: Bucket, *, batch_size: int, ranks: int) -> None:
+        if len(bucket) < ranks:
+            raise ValueError(
+                f"data.val_shards has {len(bucket)} usable samples for {ranks} ranks; give one for each at least"
+            )
+        self.in_step = ranks > 1
+        self._bucket, self._batch_size, self._ranks = bucket, batch_size, ranks
+        self._full, self._rest = divmod(len(bucket), batch_size * ranks)
+        self._joined = self._full > 0 and 0 < self._rest < ranks
+
+    def __len__(self) -> int:
+        """Batches on each rank."""
+        return self._full + (self._rest > 0 and not self._joined)
+
+    def batches(self, rank: int, start: int, step: int) -> Iterator[PlannedBatch]:
+        for n in range(start, len(self), step):
+            first = (n * self._ranks + rank) * self._batch_size
+            indices = list(range(first, first + self._batch_size)) if n < self._full else []
+            if n == len(self) - 1:
+                rest = np.arange(self._full * self._ranks * self._batch_size, len(self._bucket))
+                indices += np.array_split(rest, self._ranks)[rank].tolist()
+            yield PlannedBatch(bucket=self._bucket, positions=indices, indices=indices)

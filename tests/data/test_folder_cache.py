@@ -1,0 +1,263 @@
+"""The cache keeps its limit, forgets the least recently used, and survives everything around it."""
+
+import errno
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from rfdit.data import folder_cache
+from rfdit.data.folder_cache import CacheFullError, FolderCache, default_folder
+
+BLOCK = 4096  # in which file systems count
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FolderCache:
+    """Room for ten entries of a block each, without digests."""
+    return FolderCache(folder=str(tmp_path / "cache"), max_bytes=10 * BLOCK)
+
+
+def put(cache: FolderCache, name: str, data: bytes = b"x" * BLOCK, *, check: bool = False) -> Path:
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    return cache.put(name, write, check=check)
+
+
+def read(cache: FolderCache, name: str, *, check: bool = False) -> bytes | None:
+    file = cache.open(name, check=check)
+    if file is None:
+        return None
+    with file:
+        return file.read()
+
+
+def names(cache: FolderCache) -> set[int]:
+    """Which of the entries "0" to "99" are there; looking is no use of them."""
+    return {i for i in range(100) if cache._path(str(i)).exists()}
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_put_is_found(cache: FolderCache, check: bool) -> None:
+    assert cache.open("a", check=check) is None
+    path = put(cache, "a", b"one", check=check)
+    assert cache.get("a", check=check) == path
+    assert read(cache, "a", check=check) == path.read_bytes() == b"one"
+    put(cache, "a", b"two", check=check)
+    assert read(cache, "a", check=check) == b"two"
+    other = FolderCache(folder=str(cache.folder), max_bytes=cache.max_bytes)
+    assert read(other, "a", check=check) == b"two"
+
+
+def test_the_least_recently_used_go_first(cache: FolderCache) -> None:
+    for i in range(10):
+        put(cache, str(i))
+    assert names(cache) == set(range(10))
+    assert cache.get("0", check=False)
+    assert cache.get("2", check=False)
+    put(cache, "10")
+    # Down to nine tenths of the limit with the new one's block: 1 goes, 0 and 2 were just used.
+    assert names(cache) == set(range(11)) - {1}
+    for i in range(11, 14):
+        put(cache, str(i))
+    assert names(cache) == {0, 2, *range(6, 14)}
+    assert cache.total_bytes() == 10 * BLOCK
+
+
+def test_the_limit_holds_for_entries_of_any_size(cache: FolderCache) -> None:
+    for i in range(30):
+        put(cache, str(i), b"x" * (i * 977 % (6 * BLOCK)), check=True)
+        assert cache.total_bytes() <= 10 * BLOCK
+        assert i in names(cache)
+
+
+def test_an_evicted_file_that_is_open_can_be_read_on(cache: FolderCache) -> None:
+    put(cache, "0", b"y" * BLOCK)
+    file = cache.open("0", check=False)
+    assert file is not None
+    with file:
+        for i in range(1, 20):
+            put(cache, str(i))
+        assert 0 not in names(cache)
+        assert file.read() == b"y" * BLOCK
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "no digest"])
+def test_a_damaged_entry_is_dropped_and_can_be_put_again(cache: FolderCache, damage: str) -> None:
+    path = put(cache, "a", b"a" * 100, check=True)
+    if damage == "no digest":
+        folder_cache._digest_path(path).unlink()
+    else:
+        path.write_bytes(b"a" * 50 if damage == "cut" else b"b" * 100)
+    assert read(cache, "a", check=True) is None
+    assert not path.exists()
+    assert cache.total_bytes() == 0
+    put(cache, "a", b"a" * 100, check=True)
+    assert read(cache, "a", check=True) == b"a" * 100
+
+
+def test_a_writer_that_fails_leaves_nothing(cache: FolderCache) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        cache.put("a", write)
+    assert cache.open("a") is None
+    assert list(cache.folder.glob("??/*")) == []
+
+
+def test_what_is_larger_than_the_limit_is_refused_and_nothing_goes_for_it(cache: FolderCache) -> None:
+    put(cache, "1")
+    with pytest.raises(CacheFullError, match=r"45056 bytes do not fit into 40960; raise cache\.max_bytes"):
+        put(cache, "2", b"x" * 11 * BLOCK)
+    assert names(cache) == {1}
+
+
+def test_on_a_full_disk_older_entries_make_room(cache: FolderCache) -> None:
+    for i in range(10):
+        put(cache, str(i))
+
+    def write(file: BinaryIO) -> None:
+        if cache.total_bytes() > 6 * BLOCK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        file.write(b"new")
+
+    cache.put("10", write, check=False)
+    assert names(cache) == {5, 6, 7, 8, 9, 10}
+
+    def hopeless(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        cache.put("11", hopeless)
+
+
+def test_files_of_others_are_left_alone_and_do_not_count(cache: FolderCache) -> None:
+    strange = [cache.folder / "ab" / "mine.txt", cache.folder / "notes", cache.folder / "photos" / "x.jpg"]
+    for path in strange:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 20 * BLOCK)
+    for i in range(20):
+        put(cache, str(i))
+    assert all(path.exists() for path in strange)
+    assert cache.total_bytes() == 10 * BLOCK
+
+
+def test_what_dead_writers_left_is_swept_out(cache: FolderCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put(cache, "a").parent
+    left = [folder / "tmpabc.part", folder / "tmpabc.part.b2", folder / f"{'0' * 30}.b2"]
+    for path in left:
+        path.touch()
+    assert cache.total_bytes() == BLOCK
+    assert all(path.exists() for path in left)  # their writer may be alive
+    for path in left:
+        os.utime(path, (time.time() - 4000,) * 2)
+    assert cache.total_bytes() == BLOCK
+    assert cache.total_bytes() == BLOCK
+    assert not any(path.exists() for path in left)
+
+
+def test_a_lost_count_is_counted_again(cache: FolderCache) -> None:
+    for i in range(10):
+        put(cache, str(i))
+    (cache.folder / "total").write_bytes(b"\0\0")
+    put(cache, "10")
+    assert cache.total_bytes() == 10 * BLOCK
+
+
+def test_entries_removed_by_hand_only_cost_a_count(cache: FolderCache) -> None:
+    for i in range(10):
+        put(cache, str(i)).unlink()
+    put(cache, "10")
+    put(cache, "11")
+    assert names(cache) == {10, 11}
+
+
+def write_and_read(folder: str, number: int, failures: "multiprocessing.SimpleQueue[str]") -> None:
+    """One of several processes that use the same names at the same time."""
+    cache = FolderCache(folder=folder, max_bytes=20 * BLOCK)
+    for i in range(100):
+        name = str((i * 7 + number) % 30)
+        put(cache, name, name.encode() * 1000, check=True)
+        for other in (name, str((i * 11 + number) % 30)):
+            data = read(cache, other, check=True)
+            if data not in (None, other.encode() * 1000):
+                failures.put(f"{other}: {data!r}")
+        if cache.total_bytes() > 20 * BLOCK + 4 * 2 * BLOCK:  # while others rename
+            failures.put("over the limit")
+    failures.put("done")
+
+
+def test_processes_share_it(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()
+    processes = [context.Process(target=write_and_read, args=(str(tmp_path), i, failures)) for i in range(4)]
+    for process in processes:
+        process.start()
+    said = [failures.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert said == ["done"] * 4
+    cache = FolderCache(folder=str(tmp_path), max_bytes=20 * BLOCK)
+    assert cache.total_bytes() <= 20 * BLOCK
+    with cache._locked() as total:
+        assert total.value == cache.total_bytes()
+
+
+def spool(folder: str, written: "multiprocessing.SimpleQueue[int]") -> None:
+    cache = FolderCache(folder=folder, max_bytes=100 * BLOCK)
+
+    def write(file: BinaryIO) -> None:
+        written.put(os.getpid())
+        time.sleep(0.1)
+        file.write(b"shard")
+
+    assert cache.get_or_put("shard", write, check=False).read_bytes() == b"shard"
+
+
+def test_of_those_who_want_the_same_one_writes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    written = context.SimpleQueue()
+    processes = [context.Process(target=spool, args=(str(tmp_path), written)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    written.get()
+    assert written.empty()
+
+
+def test_the_default_is_in_ram_where_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_cache, "RAM", tmp_path)
+    assert default_folder() == tmp_path / f"rfdit-{os.getuid()}"
+    cache = FolderCache(max_bytes=10 * BLOCK)
+    put(cache, "1")
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(folder_cache, "RAM", tmp_path / "none")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert default_folder() == tmp_path / f"rfdit-{os.getuid()}"
+
+
+def test_a_default_folder_that_somebody_else_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_cache, "RAM", tmp_path)
+    cache = FolderCache(max_bytes=BLOCK)
+    uid = os.getuid()
+    cache.folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    (tmp_path / f"rfdit-{uid}").rename(tmp_path / f"rfdit-{uid + 1}")
+    with pytest.raises(ValueError, match=rf"belongs to user {uid}; give another folder"):
+        put(FolderCache(max_bytes=BLOCK), "1")
+
+
+def test_a_limit_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cache\.max_bytes=0 must be more than 0"):
+        FolderCache(max_bytes=0)
