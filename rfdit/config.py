@@ -84,6 +84,34 @@ class SampleConfig:
     text_encoder: Source = field(default_factory=Source)
 
 
+@dataclass
+class EncodeConfig:
+    """`encode.yaml`. Without a text_encoder, text features are not cached."""
+
+    out: str
+    dtype: str
+    batch_size: int
+    num_workers: int
+    parts: int
+    part: int
+    accelerator: str
+    data: Any
+    autoencoder: Any
+    text_encoder: Any = None
+
+
+@dataclass
+class PackConfig:
+    """`pack.yaml`. Of `data`, shards, reader and filters are used."""
+
+    out: str
+    samples_per_shard: int
+    verify: bool
+    seed: int
+    run_dir: str
+    data: Any
+
+
 def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | list[int]:
     """The side, or (height, width), of the latents of images of a resolution; in YAML `${latent_size:...}`."""
     sides = [resolution] if isinstance(resolution, int) else list(resolution)
@@ -100,6 +128,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="sample_schema", node=SampleConfig)
+    store.store(name="encode_schema", node=EncodeConfig)
+    store.store(name="pack_schema", node=PackConfig)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
 
 
@@ -126,7 +156,7 @@ def build_network(config: dict[str, Any]) -> Network:
 
 
 def default_settings(name: str) -> list[str]:
-    """The paths of all settings of `train` or `sample` with their default groups, for error messages."""
+    """The paths of all settings of `train`, `sample` or `pack` with their default groups, for error messages."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = OmegaConf.to_container(compose(name), resolve=False)
     return sorted(_paths(config))

@@ -26,11 +26,13 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line"],
-    ["train", "sample"],
+    ["train", "sample", "pack", "encode"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-SCRIPTS = ["command_line", "train", "sample"]
+SCRIPTS = ["command_line", "train", "sample", "pack", "encode"]
+# Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
+COMMANDS = {"data/pack.py", "data/encode.py"}
 ALLOWED = {
     "lightning": ["data", "training", "callbacks", *SCRIPTS],
     "pytorch_lightning": [],
@@ -53,8 +55,9 @@ class Import:
 
     @property
     def part(self) -> str:
-        """The package or file directly under rfdit that imports."""
-        return self.file.relative_to(ROOT).parts[0].removesuffix(".py")
+        """The package or file directly under rfdit that imports; a command is a part of its own."""
+        path = self.file.relative_to(ROOT)
+        return (path.name if path.as_posix() in COMMANDS else path.parts[0]).removesuffix(".py")
 
     def __str__(self) -> str:
         return f"{self.file.relative_to(ROOT.parent)}:{self.line} imports {self.module}"

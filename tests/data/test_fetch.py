@@ -1,0 +1,210 @@
+"""Every way in which a server can fail has its cause, and none costs more than its share of time."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rfdit.data.fetch import Fetcher, FetchError, image_extension
+from rfdit.data.skips import SkipReason
+from tests.data.misbehaving_server import MisbehavingServer, bomb, picture
+
+# Fast where the defaults are patient.
+QUICK: dict[str, Any] = {
+    "read_timeout": 0.3,
+    "total_timeout": 0.6,
+    "backoff": 0.01,
+    "per_host": 64,
+    "max_bytes": 200_000,
+    "allow_networks": ["127.0.0.1"],
+}
+
+
+@pytest.fixture
+def inner() -> Iterator[MisbehavingServer]:
+    """A server at an address that is not allowed."""
+    with MisbehavingServer("127.0.0.2") as server:
+        yield server
+
+
+@pytest.fixture
+def server(inner: MisbehavingServer) -> Iterator[MisbehavingServer]:
+    with MisbehavingServer(elsewhere=inner.url("/ok/0")) as server:
+        yield server
+
+
+def fetch(*urls: str, digests: dict[str, str] | None = None, **settings: Any) -> list[bytes | FetchError]:
+    """What came of each URL, all fetched at once."""
+
+    async def one(session: Any, url: str) -> bytes | FetchError:
+        try:
+            return await session.fetch(url, digests=digests)
+        except FetchError as error:
+            return error
+
+    async def fetch_all() -> list[bytes | FetchError]:
+        async with Fetcher(**(QUICK | settings)).session() as session:
+            return list(await asyncio.gather(*(one(session, url) for url in urls)))
+
+    return asyncio.run(fetch_all())
+
+
+@pytest.mark.parametrize(
+    "path", ["ok", "octets", "untyped", "lies_png", "redirect", "flaky", "slow", "other_bot"]
+)
+def test_what_is_alive_arrives(server: MisbehavingServer, path: str) -> None:
+    assert fetch(server.url(f"/{path}/7")) == [picture(7)]
+
+
+def test_the_kinds_of_images_are_told_by_their_bytes(server: MisbehavingServer) -> None:
+    paths = ["ok", "lies_png", "png", "webp"]
+    found = fetch(*(server.url(f"/{path}/1") for path in paths))
+    assert [image_extension(data) for data in found] == ["jpg", "jpg", "png", "webp"]
+    forms = {form: image_extension(picture(0, form)) for form in ("gif", "bmp", "tiff")}
+    assert forms == {"gif": "gif", "bmp": "bmp", "tiff": "tif"}
+    assert image_extension(b"RIFF1234WAVE") is None
+
+
+# The cause, and how often the server is asked with 2 retries.
+CAUSES = {
+    "not_found": (SkipReason.FETCH_NOT_FOUND, 1),
+    "gone": (SkipReason.FETCH_NOT_FOUND, 1),
+    "forbidden": (SkipReason.FETCH_FORBIDDEN, 1),
+    "broken": (SkipReason.FETCH_SERVER_ERROR, 3),
+    "busy": (SkipReason.FETCH_TOO_MANY_REQUESTS, 3),
+    "busy_long": (SkipReason.FETCH_TOO_MANY_REQUESTS, 1),  # it says that it will not help
+    "garbage": (SkipReason.FETCH_SERVER_ERROR, 1),
+    "hang_up": (SkipReason.FETCH_CONNECTION, 6),  # aiohttp itself tries each once more, on a new connection
+    "never": (SkipReason.FETCH_TIMEOUT, 2),  # read_timeout, then what is left of total_timeout
+    "drip": (SkipReason.FETCH_TIMEOUT, 1),
+    "text": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
+    "html": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
+    "html_as_jpg": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
+    "empty": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
+    "opted_out": (SkipReason.FETCH_OPTED_OUT, 1),
+    "truncated": (SkipReason.FETCH_TRUNCATED, 1),
+    "huge": (SkipReason.FETCH_TOO_LARGE, 1),
+    "endless": (SkipReason.FETCH_TOO_LARGE, 1),
+    "loop": (SkipReason.FETCH_REDIRECTS, 1),
+    "chain": (SkipReason.FETCH_REDIRECTS, 6),  # the first and 5 more
+    "redirect_nowhere": (SkipReason.FETCH_REDIRECTS, 1),
+    "redirect_file": (SkipReason.FETCH_REFUSED, 1),
+    "redirect_elsewhere": (SkipReason.FETCH_REFUSED, 1),
+}
+
+
+@pytest.mark.parametrize("behaviour", CAUSES)
+def test_each_misbehaviour_has_its_cause(
+    server: MisbehavingServer, inner: MisbehavingServer, behaviour: str
+) -> None:
+    cause, asked = CAUSES[behaviour]
+    began = time.monotonic()
+    [error] = fetch(server.url(f"/{behaviour}/0"))
+    assert time.monotonic() - began < 2
+    assert isinstance(error, FetchError)
+    assert error.reason == cause
+    assert sum(path.startswith(f"/{behaviour}/") for path in server.contacts) == asked
+    assert inner.connections == 0
+
+
+def test_nobody_there_is_a_failed_connection(server: MisbehavingServer) -> None:
+    with MisbehavingServer() as gone:
+        url = gone.url("/ok/0")
+    [refused, unknown] = fetch(url, "http://no-such-host.invalid/1.jpg", total_timeout=10.0)
+    assert refused.reason == SkipReason.FETCH_CONNECTION
+    assert unknown.reason == SkipReason.FETCH_CONNECTION
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x.jpg", "ftp://h/x", "file:///etc/passwd", "http://", "http://h:99999/", "//h"]
+)
+def test_what_is_no_url_of_the_web_is_refused(url: str) -> None:
+    [error] = fetch(url)
+    assert error.reason == SkipReason.FETCH_REFUSED
+
+
+def test_a_bomb_is_small_and_the_decoders_matter(server: MisbehavingServer) -> None:
+    assert fetch(server.url("/bomb/0")) == [bomb()]
+
+
+def test_directives_to_others_and_with_none_wanted_do_not_count(server: MisbehavingServer) -> None:
+    assert fetch(server.url("/opted_out/3"), opt_out=[]) == [picture(3)]
+    [error] = fetch(server.url("/other_bot/3"), user_agent="GoogleBot/2")
+    assert error.reason == SkipReason.FETCH_OPTED_OUT
+
+
+def test_digests_are_compared(server: MisbehavingServer) -> None:
+    right = {
+        "md5": hashlib.md5(picture(5)).hexdigest(),
+        "sha256": hashlib.sha256(picture(5)).hexdigest().upper(),
+    }
+    assert fetch(server.url("/ok/5"), digests=right) == [picture(5)]
+    [error] = fetch(server.url("/ok/6"), digests=right)
+    assert error.reason == SkipReason.FETCH_HASH
+    assert error.args[0].startswith("fetch_hash: md5 is ")
+
+
+def test_hosts_and_the_whole_have_their_limits(server: MisbehavingServer) -> None:
+    urls = [server.url(f"/slow/{i}") for i in range(6)]
+    others = [server.url(f"/slow/{i}", host="localhost") for i in range(6)]
+    assert fetch(*urls, *others, per_host=2, total_timeout=0.3) == [picture(i) for i in range(6)] * 2
+    assert server.busiest == 4  # and waiting for a turn, here for 0.2 s of 0.3, did not count
+    server.busiest = 0
+    fetch(*urls, *others, per_host=2, concurrency=3, total_timeout=0.3)
+    assert server.busiest == 3
+
+
+def test_who_waits_for_a_slow_host_holds_up_no_other(server: MisbehavingServer) -> None:
+    slow = [server.url(f"/never/{i}", host="localhost") for i in range(8)]
+    began = time.monotonic()
+
+    async def race() -> bytes:
+        async with Fetcher(**(QUICK | {"per_host": 1, "concurrency": 2})).session() as session:
+            waiting = [asyncio.create_task(session.fetch(url)) for url in slow]
+            await asyncio.sleep(0)
+            data = await session.fetch(server.url("/ok/1"))
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            return data
+
+    assert asyncio.run(race()) == picture(1)
+    assert time.monotonic() - began < 0.25
+
+
+def test_64_urls_of_which_a_third_misbehave(server: MisbehavingServer, inner: MisbehavingServer) -> None:
+    """All live images arrive; the time is that of the slowest, not of their sum; nothing else is contacted."""
+    bad = list(CAUSES)[:21]
+    paths = [f"/{bad[i // 3]}/{i}" if i % 3 == 0 else f"/slow/{i}" for i in range(63)] + [
+        "/redirect_elsewhere/63"
+    ]
+    began = time.monotonic()
+    found = fetch(*map(server.url, paths))
+    seconds = time.monotonic() - began
+    for i, (path, got) in enumerate(zip(paths, found)):
+        if path.startswith("/slow/"):
+            assert got == picture(i)
+        else:
+            assert isinstance(got, FetchError)
+            assert got.reason == CAUSES[path.split("/")[1]][0]
+    # One after the other, the live ones alone would take 4.2 s. The slowest may take 0.6 s.
+    assert seconds < 2.5
+    assert inner.connections == 0
+    known = {*paths, "/loop/0", "/loop2/0"}
+    assert {path for path in server.contacts if not path.startswith("/chain/")} <= known
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"concurrency": 0}, r"data\.reader\.fetcher\.concurrency=0 must be more than 0"),
+        ({"total_timeout": -1.0}, r"data\.reader\.fetcher\.total_timeout=-1\.0 must be more than 0"),
+        ({"retries": -1}, r"data\.reader\.fetcher\.retries=-1 must not be negative"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Fetcher(**settings)
