@@ -11,7 +11,8 @@ from rfdit.batch import Batch, Condition
 from rfdit.protocols import TextEncoder
 from rfdit.randomness import SampleGenerator
 
-Inputs = Sequence[str] | Sequence[int] | Int[Tensor, "b"]  # captions, or class labels
+# Captions, class labels, or a condition that was computed before.
+Inputs = Sequence[str] | Sequence[int] | Int[Tensor, "b"] | Condition
 
 
 @runtime_checkable
@@ -59,7 +60,7 @@ class LabelConditioner(nn.Module):
     def inputs(self, batch: Batch) -> Tensor:
         if batch.labels is None:
             raise ValueError(
-                "conditioner=labels needs class labels, and the data has none; set data.label_key"
+                "conditioner=labels needs class labels, and the data has none; set data.decoder.label_key"
             )
         return batch.labels
 
@@ -68,16 +69,20 @@ class LabelConditioner(nn.Module):
 
 
 class TextConditioner(nn.Module):
-    """Captions through a text encoder; the empty caption says nothing."""
+    """Captions through a text encoder, unless their features are cached; the empty caption says nothing."""
 
     def __init__(self, *, encoder: TextEncoder, drop: float = 0.1) -> None:
         super().__init__()
         self.encoder, self.drop = encoder, check_probability(drop)
 
-    def forward(self, inputs: Sequence[str], *, device: torch.device) -> Condition:
+    def forward(self, inputs: Sequence[str] | Condition, *, device: torch.device) -> Condition:
+        if isinstance(inputs, Condition):  # stored in fewer bits, perhaps
+            return inputs.map(lambda x: x.to(device, torch.float32 if x.is_floating_point() else x.dtype))
         return self.encoder(inputs, device=device)
 
-    def inputs(self, batch: Batch) -> Sequence[str]:
+    def inputs(self, batch: Batch) -> Sequence[str] | Condition:
+        if batch.condition is not None:
+            return batch.condition
         if batch.captions is None:
             raise ValueError("conditioner=text needs captions, and the data has none; use conditioner=labels")
         return batch.captions

@@ -99,8 +99,32 @@ def test_a_conditioner_names_what_the_data_lacks() -> None:
     assert torch.as_tensor(labels.inputs(labelled)).tolist() == [3]
     with pytest.raises(ValueError, match="needs captions, and the data has none"):
         text.inputs(labelled)
-    with pytest.raises(ValueError, match="needs class labels, and the data has none"):
+    with pytest.raises(
+        ValueError, match=r"needs class labels, and the data has none; set data\.decoder\.label_key"
+    ):
         labels.inputs(captioned)
+
+
+def test_cached_features_are_used_as_they_are() -> None:
+    conditioner = TextConditioner(encoder=LetterEncoder())
+    cached = Condition(
+        pooled=torch.tensor([[7.0]]).bfloat16(),
+        tokens=torch.tensor([[[7.0]]]).half(),
+        mask=torch.tensor([[True]]),
+    )
+    batch = Batch(images=None, positions=torch.zeros(1, dtype=torch.long), captions=["a"], condition=cached)
+    cond = conditioner(conditioner.inputs(batch), device=CPU)
+    assert cond.tokens is not None
+    assert cond.mask is not None
+    assert (cond.pooled.item(), cond.tokens.item(), cond.mask.item()) == (7, 7, True)
+    assert (cond.pooled.dtype, cond.tokens.dtype, cond.mask.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bool,
+    )
+    # What says nothing is never cached.
+    dropped = drop_condition(cond, conditioner.null(device=CPU), probability=1.0, generator=keyed(1))
+    assert dropped.pooled.item() == 0
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.1])

@@ -3,8 +3,13 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Float
+from torch import Tensor
+
 from rfdit.batch import Images, Latent
 from rfdit.randomness import SampleGenerator
+
+Moments = Float[Tensor, "b m h w"]  # what an encoder says of images, before normalisation
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,9 @@ class LatentContract:
 class Autoencoder(Protocol):
     """Images <-> latents. No `nn.Module`: its weights are never in a checkpoint.
 
+    Encoding has two halves, since the first one's result can be cached: an image's latent is
+    `from_moments(moments(image))`, and training does nothing else with cached moments.
+
     latent_channels, downsampling: an image of (3, H, W) becomes a latent of
         (latent_channels, H / downsampling, W / downsampling).
     contract: the latent space, with its normalisation.
@@ -76,10 +84,18 @@ class Autoencoder(Protocol):
     downsampling: int
     contract: LatentContract
 
-    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
-        """Images in [-1, 1] -> normalised latents, float32, on the images' device, no gradient.
+    def moments(self, images: Images) -> Moments:
+        """Images in [-1, 1] -> what the encoder says of them, float32, on their device, no gradient.
 
-        generator: where the autoencoder gives a distribution, draws each sample's latent from it;
+        Mean and log-variance, of 2c channels, where it gives a distribution, else the raw latent.
+        This is the costly half of encoding, and the same whenever an image is seen: it can be cached.
+        """
+        ...
+
+    def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
+        """Moments, in any floating dtype -> normalised latents, float32.
+
+        generator: where the moments are a distribution's, draws each sample's latent from it;
             without one the latent is the mean.
         """
         ...

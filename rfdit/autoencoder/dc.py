@@ -1,6 +1,6 @@
 """Deep-compression autoencoders: 32 pixels to a latent pixel."""
 
-from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
 from rfdit.autoencoder.pretrained import check_declared, load_pretrained
 from rfdit.batch import Images, Latent
@@ -47,10 +47,14 @@ class DCAutoencoder:
         check_declared(source, declared=self.contract, found=found)
         self._halves = FrozenHalves(module, dtype=dtype, slice_size=slice_size)
 
-    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
-        """Images in [-1, 1] -> normalised latents, float32; there is no posterior to draw from."""
+    def moments(self, images: Images) -> Moments:
+        """Images in [-1, 1] -> raw latents, float32."""
         check_divisible(images, self.downsampling)
-        return self.contract.normalise(self._halves.run(lambda ae, x: ae.encode(x).latent, images))
+        return self._halves.run(lambda ae, x: ae.encode(x).latent, images)
+
+    def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
+        """Raw latents -> normalised ones, float32; there is no posterior to draw from."""
+        return self.contract.normalise(moments.float())
 
     def decode(self, latents: Latent) -> Images:
         """Normalised latents -> images clipped to [-1, 1], float32."""

@@ -1,6 +1,6 @@
 """Pixels as latents."""
 
-from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.batch import Images, Latent
 from rfdit.randomness import SampleGenerator
 
@@ -21,9 +21,13 @@ class IdentityAutoencoder:
         self.downsampling = downsampling
         self.contract = LatentContract("identity", latent_channels, downsampling, scale=1.0, shift=0.0)
 
-    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
-        """The images, as float32; there is nothing to draw."""
+    def moments(self, images: Images) -> Moments:
+        """The images, as float32."""
         return images.detach().float()
+
+    def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
+        """The images again; there is nothing to draw."""
+        return moments.float()
 
     def decode(self, latents: Latent) -> Images:
         """The latents, clipped to [-1, 1]."""

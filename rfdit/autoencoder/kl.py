@@ -2,7 +2,7 @@
 
 import torch
 
-from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
 from rfdit.autoencoder.pretrained import check_declared, load_pretrained
 from rfdit.batch import Images, Latent
@@ -49,14 +49,17 @@ class KLAutoencoder:
         check_declared(source, declared=self.contract, found=found)
         self._halves = FrozenHalves(module, dtype=dtype, slice_size=slice_size)
 
-    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
-        """Images in [-1, 1] -> `(mean or sample - shift) * scale`, float32.
+    def moments(self, images: Images) -> Moments:
+        """Images in [-1, 1] -> their posteriors' means and log-variances, 2c channels, float32."""
+        check_divisible(images, self.downsampling)
+        return self._halves.run(lambda ae, x: ae.encode(x).latent_dist.parameters, images)
+
+    def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
+        """Means and log-variances -> `(mean or sample - shift) * scale`, float32.
 
         generator: draws each sample's latent from its posterior; without one it is the mean.
         """
-        check_divisible(images, self.downsampling)
-        moments = self._halves.run(lambda ae, x: ae.encode(x).latent_dist.parameters, images)
-        mean, log_variance = moments.chunk(2, dim=1)  # (b, c, h, w) each
+        mean, log_variance = moments.float().chunk(2, dim=1)  # (b, c, h, w) each
         if generator is None:
             return self.contract.normalise(mean)
         noise = generator.normal(*mean.shape[1:]).to(mean.device)

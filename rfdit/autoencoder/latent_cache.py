@@ -7,7 +7,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from rfdit.batch import Images, Latent
+from rfdit.autoencoder.contract import Moments
+from rfdit.batch import Images
 
 
 class LatentCache:
@@ -24,7 +25,7 @@ class LatentCache:
         self.size = size
         self._latents: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def __call__(self, encode: Callable[[Images], Latent], images: Images) -> Latent:
+    def __call__(self, encode: Callable[[Images], Moments], images: Images) -> Moments:
         """`encode(images)`, with those that are remembered looked up instead."""
         if self.size == 0:
             return encode(images)

@@ -1,6 +1,6 @@
 """TAESD and its relatives: autoencoders of a few million parameters that know others' latent spaces."""
 
-from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
 from rfdit.autoencoder.latent_cache import LatentCache
 from rfdit.autoencoder.pretrained import check_declared, load_pretrained
@@ -51,13 +51,17 @@ class TinyAutoencoder:
         self._halves = FrozenHalves(module, dtype=dtype, slice_size=slice_size)
         self._cache = LatentCache(cache_size)
 
-    def encode(self, images: Images, *, generator: SampleGenerator | None = None) -> Latent:
-        """Images in [-1, 1] -> normalised latents, float32; there is no posterior to draw from."""
+    def moments(self, images: Images) -> Moments:
+        """Images in [-1, 1] -> raw latents, float32."""
         check_divisible(images, self.downsampling)
         return self._cache(self._encode, images)
 
-    def _encode(self, images: Images) -> Latent:
-        return self.contract.normalise(self._halves.run(lambda ae, x: ae.encode(x).latents, images))
+    def _encode(self, images: Images) -> Moments:
+        return self._halves.run(lambda ae, x: ae.encode(x).latents, images)
+
+    def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
+        """Raw latents -> normalised ones, float32; there is no posterior to draw from."""
+        return self.contract.normalise(moments.float())
 
     def decode(self, latents: Latent) -> Images:
         """Normalised latents -> images clipped to [-1, 1], float32."""

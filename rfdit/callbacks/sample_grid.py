@@ -1,6 +1,7 @@
 """Pictures during training, from fixed noise, so that successive grids can be compared."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
-from rfdit.batch import Batch
+from rfdit.batch import Batch, Condition
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.conditioning import Conditioner
 from rfdit.grid import captioned_grid
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.module import FlowModule
@@ -23,6 +25,8 @@ class SampleGrid(L.Callback):
     folder: where `step_00001000.png` goes; loggers that take images get it as well.
     inputs: captions or class labels; None takes the first training batch's.
     count: how many of them.
+
+    Below a picture is its caption, or its label with the class's name if the first batch has it.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class SampleGrid(L.Callback):
         self.folder, self.sampler, self.every_n_steps = Path(folder), sampler, every_n_steps
         self.inputs = None if inputs is None else list(inputs)[:count]
         self.count, self.seed = count, seed
+        self.captions: list[str] | None = None
         self._steps = OptimizerSteps()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,17 +53,11 @@ class SampleGrid(L.Callback):
     ) -> None:
         assert isinstance(pl_module, FlowModule)
         if self.inputs is None:
-            first = pl_module.network.conditioner.inputs(batch)[: self.count]
-            # Plain numbers and strings, since they are saved with the callback's state.
-            self.inputs = first.tolist() if isinstance(first, Tensor) else list(first)
+            self.inputs = first_inputs(pl_module.network.conditioner, batch, self.count)
+        self.captions = self.captions or captions_of(self.inputs, batch)
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if self._steps(trainer) and due and trainer.is_global_zero:
-            self._write(trainer, pl_module, self.inputs, self._latent_shape(pl_module, batch))
-
-    @staticmethod
-    def _latent_shape(module: FlowModule, batch: Batch) -> tuple[int, int, int]:
-        height, width = (n // module.autoencoder.downsampling for n in batch.images.shape[-2:])
-        return module.autoencoder.latent_channels, height, width
+            self._write(trainer, pl_module, self.inputs, pl_module.latent_shape(batch))
 
     def _write(
         self, trainer: L.Trainer, module: FlowModule, inputs: list[Any], latent_shape: tuple[int, int, int]
@@ -71,17 +70,38 @@ class SampleGrid(L.Callback):
             device=module.device,
             bf16=trainer.precision == "bf16-mixed",
         )
-        sheet = captioned_grid(pipeline(inputs, seed=self.seed), [str(caption) for caption in inputs])
+        assert self.captions is not None
+        sheet = captioned_grid(pipeline(inputs, seed=self.seed), self.captions)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step_{trainer.global_step:08d}.png")
         for logger in trainer.loggers:
             log_image(logger, sheet, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"inputs": self.inputs}
+        return {"inputs": self.inputs, "captions": self.captions}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.inputs = self.inputs or state_dict["inputs"]
+        if self.inputs is None or self.inputs == state_dict["inputs"]:
+            self.inputs, self.captions = state_dict["inputs"], state_dict.get("captions")
+
+
+def captions_of(inputs: Sequence[object], batch: Batch) -> list[str]:
+    """What is written below the pictures of these inputs: captions as they are, "207: golden retriever",
+    or the bare number of a class that does not occur in the batch together with its name.
+    """
+    names: dict[object, str] = {}
+    if batch.labels is not None and batch.captions is not None:
+        names = dict(zip(batch.labels.tolist(), batch.captions))
+    return [f"{given}: {names[given]}" if given in names else str(given) for given in inputs]
+
+
+def first_inputs(conditioner: Conditioner, batch: Batch, count: int) -> list[Any]:
+    """The first captions or labels of a batch; plain, since they are saved with the callback's state."""
+    # Captions also where the batch brings their features: they are what is written under a picture.
+    inputs = conditioner.inputs(replace(batch, condition=None))
+    assert not isinstance(inputs, Condition)
+    first = inputs[:count]
+    return first.tolist() if isinstance(first, Tensor) else list(first)
 
 
 def log_image(logger: Logger, image: Image.Image, step: int) -> None:

@@ -51,11 +51,8 @@ class Throughput(L.Callback):
 
     @staticmethod
     def _macs(module: FlowModule, batch: Batch) -> int:
-        size = [n // module.autoencoder.downsampling for n in batch.images.shape[-2:]]
         null = module.network.conditioner.null(device=module.device)
-        return count_macs(
-            module.network.backbone, (module.autoencoder.latent_channels, size[0], size[1]), null
-        )
+        return count_macs(module.network.backbone, module.latent_shape(batch), null)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

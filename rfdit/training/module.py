@@ -79,13 +79,29 @@ class FlowModule(L.LightningModule):
 
     def _loss(self, network: Network, batch: Batch, purpose: str, drop: float) -> FlowLoss:
         generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose=purpose)
-        z0 = self.autoencoder.encode(to_float(batch.images), generator=generator.fork("posterior"))
+        z0 = self.autoencoder.from_moments(self._moments(batch), generator=generator.fork("posterior"))
         conditioner = network.conditioner
         cond = conditioner(conditioner.inputs(batch), device=self.device)
         if drop:
             null = conditioner.null(device=self.device)
             cond = drop_condition(cond, null, probability=drop, generator=generator.fork("drop"))
         return self.objective(network.backbone, z0, cond, generator=generator)
+
+    def _moments(self, batch: Batch) -> Tensor:
+        """What the autoencoder says of the batch's images: cached, or computed now."""
+        if batch.moments is not None:
+            return batch.moments
+        assert batch.images is not None
+        return self.autoencoder.moments(to_float(batch.images))
+
+    def latent_shape(self, batch: Batch) -> tuple[int, int, int]:
+        """(c, h, w) of the latents that stand for a batch."""
+        if batch.moments is not None:
+            height, width = batch.moments.shape[-2:]
+        else:
+            assert batch.images is not None
+            height, width = (n // self.autoencoder.downsampling for n in batch.images.shape[-2:])
+        return self.autoencoder.latent_channels, height, width
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, schedule = self.optimizer([p for p in self.network.parameters() if p.requires_grad])

@@ -1,12 +1,17 @@
 """The contract that ties a checkpoint to an autoencoder."""
 
+import inspect
 import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from rfdit.autoencoder.contract import LatentContract
+from rfdit.autoencoder.contract import Autoencoder, LatentContract
+from rfdit.autoencoder.dc import DCAutoencoder
+from rfdit.autoencoder.identity import IdentityAutoencoder
+from rfdit.autoencoder.kl import KLAutoencoder
+from rfdit.autoencoder.tiny import TinyAutoencoder
 
 SD = LatentContract("sd", 4, 8, 0.18215, 0.0)
 SD3 = LatentContract("sd3", 16, 8, 1.5305, 0.0609)
@@ -33,3 +38,10 @@ def test_a_mismatch_names_every_field_that_differs_and_no_other() -> None:
     for part in ("channels 16 (here 4)", "scale 1.5305 (here 0.18215)", "shift 0.0609 (here 0.0)"):
         assert part in sentence
     assert "downsampling" not in sentence
+
+
+@pytest.mark.parametrize("kind", [KLAutoencoder, TinyAutoencoder, DCAutoencoder, IdentityAutoencoder])
+def test_every_autoencoder_offers_both_halves_of_encoding(kind: type) -> None:
+    for name in ("moments", "from_moments", "decode"):
+        mine, wanted = (inspect.signature(getattr(owner, name)) for owner in (kind, Autoencoder))
+        assert list(mine.parameters) == list(wanted.parameters)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from rfdit.autoencoder.dc import DCAutoencoder
+from tests.autoencoder.encoding import encode
 
 
 def test_scales_what_diffusers_gives(tmp_path: Path) -> None:
@@ -29,6 +30,6 @@ def test_scales_what_diffusers_gives(tmp_path: Path) -> None:
     with torch.no_grad():
         raw = module.encode(images).latent
         decoded = module.decode(raw).sample.clamp(-1, 1)
-    latents = autoencoder.encode(images)
+    latents = encode(autoencoder, images)
     torch.testing.assert_close(latents, raw * 0.5, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(autoencoder.decode(latents), decoded, rtol=1e-4, atol=1e-4)

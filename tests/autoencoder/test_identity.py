@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from rfdit.autoencoder.identity import IdentityAutoencoder
+from tests.autoencoder.encoding import encode
 
 
 def test_encodes_to_the_image_and_back() -> None:
     autoencoder = IdentityAutoencoder()
     images = torch.rand(2, 3, 8, 12) * 2 - 1
-    latents = autoencoder.encode(images)
+    latents = encode(autoencoder, images)
     assert torch.equal(latents, images)
     assert torch.equal(autoencoder.decode(latents), images)
     assert (autoencoder.latent_channels, autoencoder.downsampling) == (3, 1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from rfdit.autoencoder.kl import KLAutoencoder
 from rfdit.randomness import SampleGenerator
+from tests.autoencoder.encoding import encode
 
 PRESETS = {
     "sd": (4, 0.18215, 0.0),
@@ -65,7 +66,7 @@ def test_without_a_generator_the_latent_is_the_normalised_mean(folders: dict[str
     images = torch.rand(2, 3, 16, 24) * 2 - 1
     _, scale, shift = PRESETS[name]
     expected = (posterior(folders[name], images).mean - shift) * scale
-    latents = build(folders, name).encode(images)
+    latents = encode(build(folders, name), images)
     assert latents.shape == (2, PRESETS[name][0], 8, 12)
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
 
@@ -87,7 +88,7 @@ def test_decoding_undoes_the_normalisation(folders: dict[str, Path], name: str) 
 def test_a_generator_draws_from_the_posterior(folders: dict[str, Path]) -> None:
     images = (torch.rand(1, 3, 16, 16) * 2 - 1).expand(512, -1, -1, -1)
     generator = SampleGenerator(seed=0, keys=torch.arange(512))
-    raw = build(folders).contract.denormalise(build(folders).encode(images, generator=generator))
+    raw = build(folders).contract.denormalise(encode(build(folders), images, generator=generator))
     truth = posterior(folders["sd3"], images[:1])
     # Standard error of a mean over 512 draws: a 22nd of the deviation.
     torch.testing.assert_close(raw.mean(0), truth.mean[0], rtol=0, atol=5 * truth.std.max().item() / 22)
@@ -99,20 +100,40 @@ def test_a_sample_s_latent_depends_on_its_key_only(folders: dict[str, Path]) -> 
     images = torch.rand(6, 3, 16, 16) * 2 - 1
     keys = torch.tensor([5, 9, 2, 70, 1, 33])
 
-    def encode(rows: slice) -> torch.Tensor:
-        return autoencoder.encode(images[rows], generator=SampleGenerator(seed=1, keys=keys[rows]))
+    def latents(rows: slice) -> torch.Tensor:
+        return encode(autoencoder, images[rows], generator=SampleGenerator(seed=1, keys=keys[rows]))
 
-    together = encode(slice(0, 6))
-    apart = torch.cat([encode(slice(0, 1)), encode(slice(1, 4)), encode(slice(4, 6))])
+    together = latents(slice(0, 6))
+    apart = torch.cat([latents(slice(0, 1)), latents(slice(1, 4)), latents(slice(4, 6))])
     torch.testing.assert_close(together, apart)
-    assert not torch.allclose(together, autoencoder.encode(images))
+    assert not torch.allclose(together, encode(autoencoder, images))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_moments_are_the_posterior_s(folders: dict[str, Path], name: str) -> None:
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    moments = build(folders, name).moments(images)
+    assert moments.shape == (2, 2 * PRESETS[name][0], 8, 12)
+    assert moments.dtype == torch.float32
+    expected = posterior(folders[name], images).parameters
+    torch.testing.assert_close(moments, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_moments_kept_in_bf16_lose_nothing_if_they_were_computed_in_it(folders: dict[str, Path]) -> None:
+    autoencoder, generator = build(folders, dtype="bf16"), SampleGenerator(seed=0, keys=torch.arange(2))
+    moments = autoencoder.moments(torch.rand(2, 3, 16, 16) * 2 - 1)
+    kept = moments.bfloat16()
+    assert torch.equal(kept.float(), moments)
+    latents = autoencoder.from_moments(kept, generator=generator)
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents, autoencoder.from_moments(moments, generator=generator))
 
 
 def test_slices_change_nothing(folders: dict[str, Path]) -> None:
     images = torch.rand(5, 3, 16, 16) * 2 - 1
     whole, sliced = build(folders), build(folders, slice_size=2)
-    latents = whole.encode(images)
-    torch.testing.assert_close(latents, sliced.encode(images))
+    latents = encode(whole, images)
+    torch.testing.assert_close(latents, encode(sliced, images))
     torch.testing.assert_close(whole.decode(latents), sliced.decode(latents))
 
 
@@ -121,7 +142,7 @@ def test_a_network_can_train_on_the_latents_under_autocast(folders: dict[str, Pa
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     autoencoder = build(folders)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        latents = autoencoder.encode(images)
+        latents = encode(autoencoder, images)
         loss = network(latents).square().mean()
     loss.backward()
     assert network.weight.grad is not None
@@ -130,7 +151,7 @@ def test_a_network_can_train_on_the_latents_under_autocast(folders: dict[str, Pa
     assert latents.is_contiguous()
     assert not latents.requires_grad
     # dtype=fp32 is fp32 whatever the caller's autocast says.
-    assert torch.equal(latents, autoencoder.encode(images))
+    assert torch.equal(latents, encode(autoencoder, images))
 
 
 def test_its_weights_are_in_no_checkpoint_and_copies_share_them(folders: dict[str, Path]) -> None:
@@ -153,7 +174,7 @@ def test_settings_that_disagree_with_the_weights_are_named(
 
 def test_an_image_that_does_not_fit_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="downsampling=2 does not divide images of 15x16"):
-        build(folders).encode(torch.zeros(1, 3, 15, 16))
+        encode(build(folders), torch.zeros(1, 3, 15, 16))
 
 
 @pytest.mark.parametrize(("setting", "value"), [("dtype", "fp16"), ("slice_size", 0)])

@@ -1,0 +1,251 @@
+"""Image shards to shards of cached latents: `python -m rfdit.data.encode out=FOLDER ...`."""
+
+import os
+import re
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import blake2b
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from rfdit.command_line import explain_errors
+from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.data.encode_progress import EncodeProgress
+from rfdit.data.latent_manifest import MANIFEST, LatentManifest, read_manifest, write_text
+from rfdit.data.latents import check_dtype
+from rfdit.data.shard_encoder import Encoders, ShardEncoder, ShardError, listed
+from rfdit.data.shards import resolve_shards
+from rfdit.protocols import TextEncoder
+from rfdit.training.checkpoint import EQUIVALENT
+from rfdit.training.trainer import pick_device
+
+LONGEST = timedelta(days=30)  # that processes wait for each other
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `count` equal shares of the shards."""
+
+    index: int
+    count: int
+
+    def of(self, names: Sequence[str]) -> Sequence[str]:
+        """Its part of all shards, finished or not: processes that start at different times must agree."""
+        return names[self.index :: self.count]
+
+
+def this_share(config: dict[str, Any]) -> Share:
+    """What `part` of `parts` says, divided again among the processes that torchrun started."""
+    part, parts = config["part"], config["parts"]
+    if not 0 <= part < parts:
+        raise ValueError(f"part={part} is none of parts={parts}, which are numbered from 0 to {parts - 1}")
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    return Share(part * world + rank, parts * world)
+
+
+def this_device(accelerator: str) -> torch.device:
+    """The device of this process; under torchrun, each has a GPU of its own."""
+    device = pick_device(accelerator, "accelerator")
+    if device.type != "cuda":
+        return device
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= there:
+        raise ValueError(
+            f"torchrun has started more processes than the {there} GPUs here; lower --nproc-per-node"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def check(config: dict[str, Any]) -> None:
+    """Raises ValueError for what cannot be cached."""
+    data = config["data"]
+    check_dtype(config["dtype"])
+    if config["batch_size"] < 1:
+        raise ValueError(f"batch_size={config['batch_size']} must be at least 1")
+    if data.get("flip"):
+        raise ValueError(
+            "data.flip=true cannot be cached: latents are those of one crop; use data.flip=false"
+        )
+    if data.get("buckets") is not None:
+        raise ValueError(
+            "data.buckets cannot be cached: latents are those of one data.resolution; use data.buckets=null"
+        )
+
+
+def shard_names(shards: Sequence[str]) -> dict[str, str]:
+    """A name for the latents of each shard: its own, and a hash where two would have the same."""
+    places = [
+        shard if "://" in shard or shard.startswith("pipe:") else os.path.abspath(shard) for shard in shards
+    ]
+    stems = [_stem(place) for place in places]
+    shared = {stem for stem, n in Counter(stems).items() if n > 1}
+    names = {}
+    for stem, place in zip(stems, places, strict=True):
+        mark = f"-{blake2b(place.encode(), digest_size=4).hexdigest()}" if stem in shared else ""
+        names[stem + mark] = place
+    return names
+
+
+def _stem(place: str) -> str:
+    name = os.path.basename(place.partition("?")[0].rstrip("/") if "://" in place else place)
+    return re.sub(r"[^\w.-]+", "_", re.sub(r"\.(tar|parquet|csv|tsv|jsonl?)(\.gz)?$", "", name)) or "shard"
+
+
+def identity(node: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of an encoder that decide what it computes."""
+    places = EQUIVALENT | {"slice_size"}
+    return node and {name: value for name, value in node.items() if name not in places}
+
+
+def image_size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width)."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width
+
+
+def agree(manifest: LatentManifest, out: Path) -> None:
+    """Writes the manifest; raises ValueError if `out` has one that says something else."""
+    place = out / MANIFEST
+    if not place.exists():
+        write_text(place, manifest.to_json())
+    differences = read_manifest(str(place)).differences(manifest)
+    if differences:
+        raise ValueError(
+            f"out={out} holds latents that were made otherwise: {', '.join(differences)}; give another out"
+        )
+
+
+def frozen_text_encoder(node: dict[str, Any] | None) -> TextEncoder | None:
+    """The text encoder; raises ValueError for one that is trained, whose features change."""
+    encoder = None if node is None else build(node)
+    if isinstance(encoder, nn.Module) and any(p.requires_grad for p in encoder.parameters()):
+        raise ValueError(
+            f"text_encoder={type(encoder).__name__} is trained with the model, so its features cannot be "
+            "cached; use text_encoder=null, and captions are encoded while training"
+        )
+    return encoder
+
+
+def encode(config: dict[str, Any]) -> None:
+    """Encodes this process's share of a validated configuration's shards, as far as they are missing.
+
+    Raises ValueError for settings that cannot be, and at the end for shards that could not be read.
+    """
+    check(config)
+    share, device = this_share(config), this_device(config["accelerator"])
+    data, out, size = (
+        config["data"],
+        Path(config["out"]).expanduser(),
+        image_size(config["data"]["resolution"]),
+    )
+    reader, shards = build(data["reader"]), data["shards"]
+    given = build(shards) if isinstance(shards, dict) else shards
+    names = shard_names(resolve_shards(given, suffixes=reader.suffixes))
+    autoencoder, text_encoder = build(config["autoencoder"]), frozen_text_encoder(config["text_encoder"])
+    decoder = build(data["decoder"])
+    decoder.check(list(names.values()), size)
+    manifest = LatentManifest(
+        latents=autoencoder.contract.as_dict(),
+        resolution=list(size),
+        dtype=config["dtype"],
+        autoencoder=identity(config["autoencoder"]) or {},
+        text_encoder=identity(config["text_encoder"]),
+        decoder=data["decoder"],
+        filters=data["filters"],
+        shards=names,
+    )
+    agree(manifest, out)
+    mine = share.of(sorted(names))
+    with EncodeProgress(shards=len(mine), shown=share.index == 0) as progress:
+        encoder = ShardEncoder(
+            out=out,
+            reader=reader,
+            decoder=decoder,
+            filters=build(data["filters"]),
+            size=size,
+            num_workers=config["num_workers"],
+            encoders=Encoders(
+                moments=autoencoder.moments,
+                text_encoder=text_encoder,
+                device=device,
+                batch_size=config["batch_size"],
+                dtype=config["dtype"],
+            ),
+            progress=progress,
+        )
+        failures = encode_missing(encoder, {name: names[name] for name in mine})
+    tell(encoder, mine, share)
+    wait_for_others()
+    if failures:
+        raise ValueError(
+            f"data.shards: {len(failures)} of {len(mine)} shards could not be encoded, and the next run tries "
+            f"them again; {failures[0]}"
+        )
+
+
+def encode_missing(encoder: ShardEncoder, shards: dict[str, str]) -> list[str]:
+    """Encodes the shards that are not there yet; returns why some could not be."""
+    missing = [name for name in shards if not encoder.finished(name)]
+    encoder.progress.start(finished=len(shards) - len(missing))
+    failures = []
+    for name in missing:
+        try:
+            encoder(name, shards[name])
+        except ShardError as error:  # one bad shard must not end a job of thousands
+            failures.append(str(error))
+        encoder.progress.next_shard()
+    return failures
+
+
+def tell(encoder: ShardEncoder, names: Sequence[str], share: Share) -> None:
+    """What became of every sample of this process's shards, those of earlier runs included."""
+    reports = [encoder.report(name) for name in names if encoder.finished(name)]
+    skipped = sum((Counter(report["skipped"]) for report in reports), Counter())
+    samples = sum(report["samples"] for report in reports)
+    part = f"part {share.index} of {share.count}: " if share.count > 1 else ""
+    left_out = f"; left out: {listed(skipped)}" if skipped else ""
+    print(f"{part}{samples:,} samples in {len(reports)} shards are in {encoder.out}{left_out}", flush=True)
+
+
+def wait_for_others() -> None:
+    """Until every process that torchrun started is done: it ends them all when one ends with an error."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("gloo", timeout=LONGEST)
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@hydra.main(config_path=str(CONFIG_DIR), config_name="encode", version_base="1.3")
+def _main(cfg: DictConfig) -> None:
+    torch.set_float32_matmul_precision("high")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A scheduler's SIGTERM ends the shard at hand like Ctrl-C, without an unfinished file.
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    with explain_errors("encode", ValueError, OSError):
+        encode(validate(cfg))
+
+
+def main() -> None:
+    """The entry of `python -m rfdit.data.encode`."""
+    register()
+    with explain_errors("encode"):
+        _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""From one shard of images to one shard of cached latents."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from webdataset import TarWriter
+
+from rfdit.batch import Condition, Images
+from rfdit.data.cache_folder import write_atomically
+from rfdit.data.decoded import DecodedSample, decoded_samples
+from rfdit.data.encode_progress import EncodeProgress
+from rfdit.data.filters import Filters
+from rfdit.data.latent_manifest import write_text
+from rfdit.data.latents import EXTENSION, pack
+from rfdit.data.sample import Decoder
+from rfdit.data.skips import SkipReason
+from rfdit.data.source import Reader, Source
+from rfdit.images import to_float
+from rfdit.protocols import TextEncoder
+
+Files = dict[str, str | bytes]
+
+
+class ShardError(Exception):
+    """A shard from which no sample could be read, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """What becomes of a batch of decoded samples.
+
+    moments: an autoencoder's.
+    dtype: of what is stored, as in `stored`.
+
+    Every pass has `batch_size` images, the last one of a shard filled up with copies: kernels are
+    chosen by shape, and rounding with them.
+    """
+
+    moments: Callable[[Images], Float[Tensor, "b m h w"]]
+    text_encoder: TextEncoder | None
+    device: torch.device
+    batch_size: int
+    dtype: str
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[DecodedSample]) -> Iterator[Files | SkipReason]:
+        """The files of each sample's latents, or why it has none."""
+        images = [sample.image for sample in samples]
+        images += [images[-1]] * (self.batch_size - len(images))
+        moments = self.moments(to_float(torch.stack(images).to(self.device))).cpu()
+        text = None if self.text_encoder is None else self._text(self.text_encoder, samples)
+        for i, sample in enumerate(samples):
+            if not bool(moments[i].isfinite().all()):
+                yield SkipReason.NON_FINITE_LATENT
+                continue
+            condition = None if text is None else text[i : i + 1]
+            latents = pack(moments[i], condition, dtype=self.dtype)
+            yield {"__key__": sample.key, EXTENSION: latents, **sample.files}
+
+    def _text(self, encoder: TextEncoder, samples: Sequence[DecodedSample]) -> Condition:
+        captions = [sample.files["txt"].decode() for sample in samples if "txt" in sample.files]
+        if len(captions) < len(samples):
+            raise ValueError(
+                "text_encoder is set and the data has no captions; set data.decoder.caption_key, or "
+                "text_encoder=null"
+            )
+        return encoder(captions, device=self.device).map(torch.Tensor.cpu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEncoder:
+    """Encodes one shard after the other into the folder `out`.
+
+    size: (height, width) of the images.
+    """
+
+    out: Path
+    reader: Reader
+    decoder: Decoder
+    filters: Filters
+    size: tuple[int, int]
+    num_workers: int
+    encoders: Encoders
+    progress: EncodeProgress
+
+    def finished(self, name: str) -> bool:
+        """Whether a shard is there, with its report, which is written last."""
+        return (self.out / f"{name}.tar").exists() and (self.out / f"{name}.json").exists()
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What became of a finished shard's samples: source, samples, skipped by reason."""
+        return json.loads((self.out / f"{name}.json").read_text())
+
+    def __call__(self, name: str, shard: str) -> None:
+        """Writes NAME.tar, then NAME.json, its report.
+
+        Raises ShardError, leaving nothing behind, if no sample can be read.
+        """
+        try:
+            source = self.reader([shard], filters=self.filters)
+        except ValueError as error:
+            raise ShardError(str(error)) from None
+        counts, written = Counter(source.skipped()), 0
+
+        def write(file: BinaryIO) -> None:
+            nonlocal written
+            with TarWriter(file, encoder=False, mtime=0) as tar:
+                for found in self._encoded(source):
+                    if isinstance(found, SkipReason):
+                        counts[found] += 1
+                    else:
+                        tar.write(found)
+                        written += 1
+            _require_readable(shard, written, counts)
+            file.flush()
+            os.fsync(file.fileno())
+
+        write_atomically(self.out / f"{name}.tar", write)
+        report = {"source": shard, "samples": written, "skipped": dict(sorted(counts.items()))}
+        write_text(self.out / f"{name}.json", json.dumps(report, ensure_ascii=False) + "\n")
+
+    def _encoded(self, source: Source) -> Iterator[Files | SkipReason]:
+        total, batch_size = sum(source.shard_sizes), self.encoders.batch_size
+        batch: list[DecodedSample] = []
+        samples = decoded_samples(source, self.decoder, self.size, chunk=batch_size, workers=self.num_workers)
+        with closing(samples):
+            for seen, sample in enumerate(samples, start=1):
+                if isinstance(sample, SkipReason):
+                    yield sample
+                else:
+                    batch.append(sample)
+                if batch and (len(batch) == batch_size or seen == total):
+                    yield from self.encoders(batch)
+                    self.progress.advance(len(batch), seen / total)
+                    batch = []
+
+
+def _require_readable(shard: str, written: int, counts: Mapping[str, int]) -> None:
+    """A shard that filters leave empty is done; one that could not be read must be tried again."""
+    damaged = bool(counts.keys() & set(SkipReason))
+    if not written and (damaged or not counts):
+        raise ShardError(f"no sample of {shard} can be used: {listed(counts) or 'it is empty'}")
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """`3 corrupt_image, 1 missing_caption`."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()))

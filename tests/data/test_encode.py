@@ -1,0 +1,410 @@
+"""Encoding shards: what is written, what is done again, who does it, and what is refused."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+from hydra import compose, initialize_config_dir
+
+import rfdit.data.encode
+from rfdit.autoencoder.identity import IdentityAutoencoder
+from rfdit.config import CONFIG_DIR
+from rfdit.data.decode import decode_image
+from rfdit.data.encode import Share, agree, encode, shard_names, this_share
+from rfdit.data.latent_manifest import LatentManifest
+from rfdit.data.latents import LatentDecoder
+from rfdit.data.sample import Sample
+from rfdit.images import to_float
+from tests.data.conftest import Files, numbered_sample
+
+WriteShard = Callable[[str, Iterable[Files]], str]
+WriteNumbered = Callable[[Sequence[int]], list[str]]
+IDENTITY = {
+    "_target_": "rfdit.autoencoder.identity.IdentityAutoencoder",
+    "latent_channels": 3,
+    "downsampling": 1,
+}
+BPE = {"_target_": "rfdit.text_encoder.bpe.BPEEncoder", "width": 8, "pooled_width": 8, "length": 6}
+
+
+def settings(shards: Sequence[str], out: Path, **changes: Any) -> dict[str, Any]:
+    """A validated configuration; `data__reader={...}` changes what is inside `data`."""
+    data = {
+        "shards": list(shards),
+        "reader": {"_target_": "tests.data.list_source.ListReader"},
+        "decoder": {
+            "_target_": "rfdit.data.decode.SampleDecoder",
+            "caption_key": "txt",
+            "label_key": "cls",
+        },
+        "filters": {"_target_": "rfdit.data.filters.Filters"},
+        "resolution": 8,
+    }
+    data |= {
+        name.removeprefix("data__"): value for name, value in changes.items() if name.startswith("data__")
+    }
+    config = {
+        "out": str(out),
+        "dtype": "auto",
+        "batch_size": 2,
+        "num_workers": 0,
+        "parts": 1,
+        "part": 0,
+        "accelerator": "cpu",
+        "data": data,
+        "autoencoder": IDENTITY,
+        "text_encoder": None,
+    }
+    return config | {name: value for name, value in changes.items() if not name.startswith("data__")}
+
+
+def read(shard: Path, *, text_encoder: dict[str, Any] | None = None) -> list[Sample]:
+    """The samples of a shard of latents."""
+    decoder = LatentDecoder(autoencoder=IDENTITY, text_encoder=text_encoder)
+    raws = webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False)
+    return [decoder(raw, (8, 8)) for raw in raws]
+
+
+def names(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_sample_arrives_with_what_was_beside_it(write_shard: WriteShard, tmp_path: Path) -> None:
+    metadata = json.dumps({"a": "é"}).encode()
+    samples = [numbered_sample(i) | {"json": metadata} for i in range(5)]
+    encode(settings([write_shard("a.tar", samples)], tmp_path / "out"))
+    assert names(tmp_path / "out") == ["a.json", "a.tar", "latents.json"]
+    found = read(tmp_path / "out/a.tar")
+    assert [sample.key for sample in found] == [f"{i:06d}" for i in range(5)]
+    assert [sample.caption for sample in found] == [f"number {i}" for i in range(5)]
+    assert [sample.label for sample in found] == list(range(5))
+    for sample, original in zip(found, samples):
+        assert torch.equal(sample.moments.float(), to_float(decode_image(original["png"], (8, 8))))
+    raw = next(iter(webdataset.WebDataset(str(tmp_path / "out/a.tar"), shardshuffle=False)))
+    assert raw["json"] == metadata
+    report = json.loads((tmp_path / "out/a.json").read_text())
+    assert report == {"source": str(tmp_path / "a.tar"), "samples": 5, "skipped": {}}
+
+
+def test_the_folder_says_how_it_was_made(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    autoencoder = IDENTITY | {"source": "here", "slice_size": 3, "dtype": "fp32", "cache_size": 7}
+    assert rfdit.data.encode.identity(autoencoder) == IDENTITY
+    encode(settings(write_numbered([1, 1]), tmp_path / "out", data__resolution=[8, 8]))
+    manifest = json.loads((tmp_path / "out/latents.json").read_text())
+    assert manifest["latents"] == IdentityAutoencoder().contract.as_dict()
+    assert manifest["autoencoder"] == IDENTITY
+    assert manifest["resolution"] == [8, 8]
+    assert manifest["text_encoder"] is None
+    assert manifest["dtype"] == "auto"
+    assert manifest["shards"] == {name: str(tmp_path / f"{name}.tar") for name in ("000", "001")}
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(write_numbered: WriteNumbered, tmp_path: Path, workers: int) -> None:
+    shards = write_numbered([7])
+    encode(settings(shards, tmp_path / "alone"))
+    encode(settings(shards, tmp_path / "together", num_workers=workers))
+    assert (tmp_path / "alone/000.tar").read_bytes() == (tmp_path / "together/000.tar").read_bytes()
+
+
+def test_every_pass_of_the_encoder_has_the_same_shape(
+    write_numbered: WriteNumbered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, moments = [], IdentityAutoencoder.moments
+
+    def watched(autoencoder: IdentityAutoencoder, images: torch.Tensor) -> torch.Tensor:
+        shapes.append(len(images))
+        return moments(autoencoder, images)
+
+    monkeypatch.setattr(IdentityAutoencoder, "moments", watched)
+    encode(settings(write_numbered([7]), tmp_path / "out", batch_size=4))
+    assert shapes == [4, 4]
+
+
+def test_a_kill_loses_the_shard_at_hand_and_no_other(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards, out = write_numbered([3, 3, 3]), tmp_path / "out"
+    broken = {"_target_": "tests.data.list_source.ListReader", "broken": "000005"}
+    with pytest.raises(KeyboardInterrupt):
+        encode(settings(shards, out, data__reader=broken))
+    assert names(out) == ["000.json", "000.tar", "latents.json"]
+    before = (out / "000.tar").stat().st_mtime_ns
+    encode(settings(shards, out))
+    assert names(out) == ["000.json", "000.tar", "001.json", "001.tar", "002.json", "002.tar", "latents.json"]
+    assert (out / "000.tar").stat().st_mtime_ns == before
+    keys = [sample.key for i in range(3) for sample in read(out / f"00{i}.tar")]
+    assert keys == [f"{i:06d}" for i in range(9)]
+
+
+def test_a_shard_without_its_report_is_written_again(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards, out = write_numbered([2]), tmp_path / "out"
+    encode(settings(shards, out))
+    (out / "000.json").unlink()
+    (out / "000.tar").write_bytes(b"")
+    encode(settings(shards, out))
+    assert len(read(out / "000.tar")) == 2
+
+
+def test_every_sample_is_delivered_or_counted(
+    write_shard: WriteShard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [numbered_sample(i) for i in range(6)]
+    samples[1] = samples[1] | {"png": b"no image"}
+    del samples[2]["txt"]
+    samples[5] = samples[5] | {"png": b"no image"}
+    encode(settings([write_shard("a.tar", samples)], tmp_path / "out"))
+    assert [sample.key for sample in read(tmp_path / "out/a.tar")] == ["000000", "000003", "000004"]
+    report = json.loads((tmp_path / "out/a.json").read_text())
+    assert report["samples"] == 3
+    assert report["skipped"] == {"corrupt_image": 2, "missing_caption": 1}
+    assert (
+        f"3 samples in 1 shards are in {tmp_path / 'out'}; left out: 2 corrupt_image, 1 missing_caption"
+        in (capsys.readouterr().out)
+    )
+
+
+def test_latents_that_are_no_numbers_are_left_out(
+    write_numbered: WriteNumbered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(autoencoder: IdentityAutoencoder, images: torch.Tensor) -> torch.Tensor:
+        return torch.where(images[:, :1, :1, :1] < -0.995, float("nan"), images)
+
+    monkeypatch.setattr(IdentityAutoencoder, "moments", spoilt)
+    encode(settings(write_numbered([3]), tmp_path / "out"))
+    assert json.loads((tmp_path / "out/000.json").read_text())["skipped"] == {"non_finite_latent": 1}
+
+
+def test_a_bad_shard_does_not_end_the_job(
+    write_numbered: WriteNumbered, write_shard: WriteShard, tmp_path: Path
+) -> None:
+    good, out = write_numbered([2, 2]), tmp_path / "out"
+    (tmp_path / "empty.tar").write_bytes(b"no tar" * 1000)
+    useless = write_shard("useless.tar", [{"__key__": "0", "txt": b"no image"}])
+    shards = [str(tmp_path / "empty.tar"), *good, useless]
+    with pytest.raises(ValueError, match=r"2 of 4 shards could not be encoded, and the next run tries"):
+        encode(settings(shards, out, data__decoder={"_target_": "rfdit.data.decode.SampleDecoder"}))
+    assert names(out) == ["000.json", "000.tar", "001.json", "001.tar", "latents.json"]
+
+
+def test_a_shard_without_a_usable_sample_says_why(write_shard: WriteShard, tmp_path: Path) -> None:
+    shard = write_shard("a.tar", [{"__key__": "0", "png": b"no image", "txt": b"a", "cls": b"0"}])
+    with pytest.raises(ValueError, match=r"no sample of .*a\.tar can be used: 1 corrupt_image"):
+        encode(settings([shard], tmp_path / "out"))
+
+
+def test_shares_cover_every_shard_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [f"{i:03d}" for i in range(23)]
+    found = []
+    for part in range(3):
+        for rank in range(2):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", "2")
+            share = this_share({"part": part, "parts": 3})
+            assert share.count == 6
+            assert 3 <= len(share.of(shards)) <= 4
+            found += share.of(shards)
+    assert sorted(found) == shards
+    assert Share(0, 1).of(shards) == shards
+
+
+def test_parts_meet_in_one_folder(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards = write_numbered([1] * 5)
+    for part in (1, 0):
+        encode(settings(shards, tmp_path / "out", parts=2, part=part))
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 5
+
+
+def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    shards = [
+        "/a/000.tar",
+        "/b/000.tar",
+        "/b/001.tar",
+        "https://x/y/002.tar?key=/z",
+        "t.parquet",
+        "pipe:cat a/3.tar",
+    ]
+    found = shard_names(shards)
+    assert [place for place in found.values() if place != str(Path("t.parquet").absolute())] == [
+        shard for shard in shards if shard != "t.parquet"
+    ]
+    *twice, one, two, table, pipe = found
+    assert all(name.startswith("000-") for name in twice)
+    assert (one, two, table, pipe) == ("001", "002", "t", "3")
+    assert shard_names(shards[::-1]) == dict(reversed(found.items()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "fp32"}, "dtype=fp32 (the cache has auto)"),
+        ({"resolution": [16, 16]}, "data.resolution=[16, 16] (the cache has [8, 8])"),
+        ({"autoencoder": IDENTITY | {"name": "x"}}, "autoencoder.name=x (the cache has null)"),
+        ({"text_encoder": BPE}, "text_encoder=BPEEncoder (the cache has null)"),
+        ({"decoder": {"caption_key": "json.a"}}, "data.decoder.caption_key=json.a (the cache has txt)"),
+        ({"filters": {"min_size": 9}}, "data.filters.min_size=9 (the cache has null)"),
+        (
+            {"shards": {"0": "0.tar", "1": "1.tar"}},
+            "data.shards has 2 shards (the cache 1, 1 of them the same)",
+        ),
+    ],
+)
+def test_a_folder_of_other_latents_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    manifest = LatentManifest(
+        latents=IdentityAutoencoder().contract.as_dict(),
+        resolution=[8, 8],
+        dtype="auto",
+        autoencoder=IDENTITY,
+        text_encoder=None,
+        decoder={"caption_key": "txt"},
+        filters={},
+        shards={"0": "0.tar"},
+    )
+    agree(manifest, tmp_path)
+    agree(manifest, tmp_path)
+    with pytest.raises(ValueError, match="holds latents that were made otherwise") as caught:
+        agree(dataclasses.replace(manifest, **changes), tmp_path)
+    assert str(caught.value) == (
+        f"out={tmp_path} holds latents that were made otherwise: {message}; give another out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "int8"}, "dtype=int8 is unknown; use auto, bf16, fp16, fp32"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"parts": 2, "part": 2}, "part=2 is none of parts=2, which are numbered from 0 to 1"),
+        ({"data__flip": True}, "data.flip=true cannot be cached"),
+        ({"data__buckets": [1]}, "data.buckets cannot be cached"),
+        ({"text_encoder": BPE}, "text_encoder=BPEEncoder is trained with the model"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(
+    write_numbered: WriteNumbered, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(settings(write_numbered([1]), tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_are_not_encoded_again(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    encode(settings(write_numbered([1]), tmp_path / "out"))
+    again = settings([str(tmp_path / "out/000.tar")], tmp_path / "again")
+    again["data"]["decoder"] = {
+        "_target_": "rfdit.data.latents.LatentDecoder",
+        "_recursive_": False,
+        "autoencoder": IDENTITY,
+    }
+    with pytest.raises(ValueError, match="no images to encode; data=latents is encoded already"):
+        encode(again)
+
+
+def test_text_features_need_captions(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    text = {"_target_": "tests.data.test_encode.Lengths"}
+    decoder = {"_target_": "rfdit.data.decode.SampleDecoder", "caption_key": None}
+    with pytest.raises(ValueError, match=r"set data\.decoder\.caption_key, or text_encoder=null"):
+        encode(settings(write_numbered([1]), tmp_path / "out", text_encoder=text, data__decoder=decoder))
+
+
+class Lengths:
+    """A text encoder without weights: the caption's length."""
+
+    width = pooled_width = length = 1
+
+    def __call__(self, captions: Sequence[str], *, device: torch.device) -> Any:
+        from rfdit.batch import Condition
+
+        lengths = torch.tensor([[float(len(caption))] for caption in captions], device=device)
+        return Condition(pooled=lengths, tokens=lengths[:, None], mask=torch.ones_like(lengths).bool())
+
+
+def test_text_features_are_those_of_their_sample(write_shard: WriteShard, tmp_path: Path) -> None:
+    samples = [numbered_sample(i) | {"txt": b"x" * i} for i in range(1, 6)]
+    text = {"_target_": "tests.data.test_encode.Lengths"}
+    encode(settings([write_shard("a.tar", samples)], tmp_path / "out", text_encoder=text))
+    found = read(tmp_path / "out/a.tar", text_encoder=text | {"length": 1})
+    assert [sample.condition.pooled.item() for sample in found] == [1, 2, 3, 4, 5]
+
+
+# What the command line needs to make a data node of this module's own reader.
+DATA = ["data.resolution=8", "autoencoder=identity", "num_workers=0", "accelerator=cpu"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["encode", *DATA, *overrides])
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)  # the tests' own stay
+    rfdit.data.encode.main()
+
+
+def test_the_command(
+    write_numbered: WriteNumbered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    shards = f"data.shards=[{','.join(write_numbered([2, 1]))}]"
+    command(monkeypatch, shards, "out=out")
+    output = capsys.readouterr().out
+    assert "1.0 of 2 shards  2 images" in output
+    assert "min left" in output
+    assert "3 samples in 2 shards are in out" in output
+    with pytest.raises(SystemExit, match=r"^error: out is not set; give out=\.\.\.$"):
+        command(monkeypatch, shards)
+    with pytest.raises(SystemExit, match=r"^error: batchsize is no setting; did you mean batch_size\?$"):
+        command(monkeypatch, shards, "out=out", "batchsize=3")
+    with pytest.raises(
+        SystemExit, match=r"^error: out=out holds latents that were made otherwise: dtype=bf16"
+    ):
+        command(monkeypatch, shards, "out=out", "dtype=bf16")
+
+
+def test_a_text_encoder_is_an_option() -> None:
+    rfdit.data.encode.register()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        assert compose("encode").text_encoder is None
+        assert compose("encode", overrides=["text_encoder=minilm"]).text_encoder.width == 384
+
+
+def run(*command: str, cwd: Path, code: int = 0) -> str:
+    root = Path(rfdit.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, *command, *DATA], cwd=cwd, env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_and_sweeps_share_the_work(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    paths = write_numbered([2, 1, 3])
+    shards = f"data.shards=[{','.join(paths)}]"
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "rfdit.data.encode",
+    )
+    output = run(*torchrun, shards, "out=two", cwd=tmp_path)
+    assert "part 0 of 2: 5 samples in 2 shards" in output
+    assert "part 1 of 2: 1 samples in 1 shards" in output
+    output = run("-m", "rfdit.data.encode", "-m", "parts=2", "part=0,1", shards, "out=sweep", cwd=tmp_path)
+    assert "part 1 of 2: 1 samples in 1 shards" in output
+    for name in ("000.tar", "001.tar", "002.tar", "latents.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "sweep" / name).read_bytes()
+    assert names(tmp_path) == ["000.tar", "001.tar", "002.tar", "sweep", "two"]
+    assert names(tmp_path / "sweep") == [*names(tmp_path / "two"), "multirun.yaml"]
+    # A process with a bad shard ends last, so that torchrun does not end the others before.
+    Path(paths[1]).write_bytes(b"no tar" * 1000)
+    error = run(*torchrun, shards, "out=bad", cwd=tmp_path, code=1)
+    assert "error: data.shards: 1 of 1 shards could not be encoded" in error
+    assert len(list((tmp_path / "bad").glob("*.tar"))) == 2

@@ -1,0 +1,221 @@
+"""What is stored of a sample comes back, and a cache refuses a run that it does not fit."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from rfdit.batch import Condition
+from rfdit.config import build
+from rfdit.data.latent_manifest import LatentManifest, read_manifest
+from rfdit.data.latents import LatentDecoder, pack, stored, unpack_condition
+from rfdit.data.sample import Decoder, RawSample, collate
+from rfdit.data.skips import SkippedSampleError, SkipReason
+
+AUTOENCODER = {
+    "_target_": "rfdit.Tiny",
+    "name": "taesd",
+    "latent_channels": 4,
+    "scale": 1.0,
+    "source": "here",
+}
+TEXT = {"_target_": "rfdit.Text", "width": 2, "length": 5, "source": "here"}
+MANIFEST = LatentManifest(
+    latents={"name": "taesd", "channels": 4, "downsampling": 8, "scale": 1.0, "shift": 0.0},
+    resolution=[64, 96],
+    dtype="auto",
+    autoencoder={name: value for name, value in AUTOENCODER.items() if name != "source"},
+    text_encoder={name: value for name, value in TEXT.items() if name != "source"},
+    decoder={"caption_key": "txt"},
+    filters={},
+    shards={"000": "/images/000.tar"},
+)
+SIZE = (64, 96)
+
+
+def decoder(**changes: object) -> LatentDecoder:
+    return LatentDecoder(**({"autoencoder": AUTOENCODER, "text_encoder": TEXT} | changes))  # type: ignore[arg-type]
+
+
+def features(real: int, length: int = 5) -> Condition:
+    """One row whose first `real` tokens are real."""
+    return Condition(
+        pooled=torch.randn(1, 3), tokens=torch.randn(1, length, 2), mask=torch.arange(length)[None] < real
+    )
+
+
+def raw(condition: Condition | None = None, **files: bytes) -> RawSample:
+    return {"__key__": "7", "safetensors": pack(torch.ones(4, 8, 12), condition, dtype="auto"), **files}
+
+
+def write_manifest(folder: Path, **changes: object) -> str:
+    """A folder of one shard, which need not exist; returns that shard."""
+    folder.mkdir(exist_ok=True)
+    (folder / "latents.json").write_text(dataclasses.replace(MANIFEST, **changes).to_json())
+    return str(folder / "000.tar")
+
+
+def test_auto_stores_what_was_computed() -> None:
+    exact = torch.randn(4, 8, 8)
+    rounded = exact.bfloat16().float()
+    assert stored(exact, "auto").dtype == torch.float32
+    assert stored(rounded, "auto").dtype == torch.bfloat16
+    for values in (exact, rounded):
+        assert torch.equal(stored(values, "auto").float(), values)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11), ("fp32", 24)])
+def test_a_dtype_has_its_precision(dtype: str, bits: int) -> None:
+    values = torch.rand(1000) + 1
+    assert (stored(values, dtype).float() / values - 1).abs().max() <= 2.0**-bits
+
+
+def test_what_fp16_cannot_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dtype=fp16 cannot hold 7e\+04; use dtype=bf16 or dtype=auto"):
+        stored(torch.tensor([7e4]), "fp16")
+
+
+@pytest.mark.parametrize("real", [1, 3, 5])
+def test_text_features_come_back(real: int) -> None:
+    condition = features(real)
+    back = decoder()(raw(condition), SIZE).condition
+    assert back is not None
+    assert torch.equal(back.pooled, condition.pooled)
+    assert torch.equal(back.mask, condition.mask)
+    assert torch.equal(back.tokens[condition.mask], condition.tokens[condition.mask])
+    assert not back.tokens[~condition.mask].any()
+
+
+def test_the_padding_is_not_stored() -> None:
+    sizes = [len(pack(torch.ones(4, 1, 1), features(real, length=1000), dtype="fp32")) for real in (10, 510)]
+    assert sizes[1] - sizes[0] == pytest.approx(500 * (2 * 4 + 1), abs=16)
+
+
+def test_a_gap_in_the_mask_survives() -> None:
+    condition = dataclasses.replace(features(5), mask=torch.tensor([[True, False, True, False, False]]))
+    assert torch.equal(decoder()(raw(condition), SIZE).condition.mask, condition.mask)
+
+
+def test_pooled_features_without_tokens() -> None:
+    pooled = torch.randn(1, 3)
+    back = unpack_condition({"pooled": pooled[0]}, length=5)
+    assert torch.equal(back.pooled, pooled)
+    assert back.tokens is None
+
+
+def test_samples_become_a_batch() -> None:
+    decode: Decoder = decoder()
+    raws = [raw(features(real), txt="été".encode(), cls=b"3") for real in (2, 4)]
+    batch = collate([decode(sample, SIZE) for sample in raws], torch.arange(2))
+    assert batch.images is None
+    assert batch.moments.shape == (2, 4, 8, 12)
+    assert batch.captions == ["été", "été"]
+    assert batch.labels.tolist() == [3, 3]
+    assert batch.condition.mask.sum(dim=1).tolist() == [2, 4]
+
+
+def test_text_features_can_be_left_alone() -> None:
+    for decode in (decoder(text=False), decoder(text_encoder=None)):
+        sample = decode(raw(features(2), txt=b"a cat"), SIZE)
+        assert sample.condition is None
+        assert sample.caption == "a cat"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"__key__": "7", "jpg": b"an image"}, SkipReason.MISSING_LATENT),
+        ({"__key__": "7", "safetensors": b"no tensors"}, SkipReason.CORRUPT_LATENT),
+        ({"__key__": "7", "safetensors": raw()["safetensors"][:-9]}, SkipReason.CORRUPT_LATENT),
+        (dict(raw(cls=b"cat")), SkipReason.CORRUPT_LATENT),
+    ],
+)
+def test_damage_is_named(files: RawSample, reason: SkipReason) -> None:
+    with pytest.raises(SkippedSampleError) as error:
+        decoder()(files, SIZE)
+    assert error.value.reason == reason
+
+
+def test_the_same_settings_pass_wherever_the_weights_are(tmp_path: Path) -> None:
+    shard = write_manifest(tmp_path)
+    decoder(autoencoder=AUTOENCODER | {"source": "there", "dtype": "fp32"}).check([shard, shard], SIZE)
+
+
+def test_every_difference_is_named_at_once(tmp_path: Path) -> None:
+    shard = write_manifest(tmp_path, crop="random crop")
+    with pytest.raises(ValueError, match=r"latents\.json do not fit this run") as caught:
+        decoder(
+            autoencoder=AUTOENCODER | {"name": "sd", "scale": 0.18215}, text_encoder=TEXT | {"width": 64}
+        ).check([shard], (96, 96))
+    sentence = str(caught.value)
+    for part in (
+        "autoencoder.name=sd (the cache has taesd)",
+        "autoencoder.scale=0.18215 (the cache has 1.0)",
+        "data.resolution=[96, 96] (the cache has [64, 96])",
+        "text_encoder.width=64 (the cache has 2)",
+        "the crop=shorter side resized, centre cropped (the cache has random crop)",
+        "data.decoder.text=false leaves the cached text features unread",
+    ):
+        assert part in sentence
+    for part in ("latent_channels", "source", "length", "\n"):
+        assert part not in sentence
+
+
+def test_text_matters_only_where_it_is_read(tmp_path: Path) -> None:
+    other = TEXT | {"width": 64}
+    decoder(text_encoder=other, text=False).check([write_manifest(tmp_path)], SIZE)
+    decoder(text_encoder=other).check([write_manifest(tmp_path, text_encoder=None)], SIZE)
+    with pytest.raises(ValueError, match=r"text_encoder=null \(the cache has Text\)"):
+        decoder(text_encoder=None).check([write_manifest(tmp_path)], SIZE)
+
+
+def test_every_folder_is_asked(tmp_path: Path) -> None:
+    shards = [write_manifest(tmp_path / "a"), write_manifest(tmp_path / "b", resolution=[32, 32])]
+    with pytest.raises(ValueError, match=r"b/latents\.json do not fit"):
+        decoder().check(shards, SIZE)
+
+
+def test_a_manifest_at_a_url_or_where_it_is_said_to_be(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    with files.open("/cache/latents.json", "wb") as file:
+        file.write(MANIFEST.to_json().encode())
+    decoder().check(["memory://cache/000.tar", "memory://cache/001.tar"], SIZE)
+    write_manifest(tmp_path)
+    decoder(manifest=str(tmp_path / "latents.json")).check(["pipe:cat 000.tar"], SIZE)
+    with pytest.raises(
+        ValueError, match=r"pipe:cat 000\.tar does not say where .* set data\.decoder\.manifest"
+    ):
+        decoder().check(["pipe:cat 000.tar"], SIZE)
+
+
+def test_folders_that_are_no_cache(tmp_path: Path) -> None:
+    shard, place = str(tmp_path / "000.tar"), tmp_path / "latents.json"
+    with pytest.raises(ValueError, match=r"latents\.json does not exist; cached latents are shards and"):
+        decoder().check([shard], SIZE)
+    for text in ("[]", "{", "{}"):
+        place.write_text(text)
+        with pytest.raises(ValueError, match=r"latents\.json is no description of cached latents"):
+            decoder().check([shard], SIZE)
+    place.write_text(json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="has format 99, and this rfdit reads format 1"):
+        decoder().check([shard], SIZE)
+
+
+def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
+    write_manifest(tmp_path)
+    assert read_manifest(str(tmp_path / "latents.json")) == MANIFEST
+
+
+def test_settings_reach_the_decoder_as_they_are() -> None:
+    """Hydra would build the encoders, whose settings alone are wanted."""
+    from omegaconf import OmegaConf
+
+    from rfdit.config import CONFIG_DIR
+
+    node = OmegaConf.load(CONFIG_DIR / "data/latents.yaml").decoder
+    cfg = OmegaConf.create({"decoder": node, "autoencoder": AUTOENCODER, "text_encoder": TEXT})
+    built = build(OmegaConf.to_container(cfg, resolve=True)["decoder"])
+    assert built == decoder()
