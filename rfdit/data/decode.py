@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from rfdit.data.sample import RawSample, Sample
@@ -20,7 +20,6 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_PIXELS = 64 * 1024 * 1024
 # JPEG's cheap reduction while decoding stops at this multiple of the wanted size; a proper filter does the rest.
 DRAFT_MARGIN = 2
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on the sides are swapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +56,17 @@ def image_bytes(raw: RawSample) -> bytes | None:
     return cast(bytes | None, found)
 
 
-def image_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of an encoded image as it is shown, from its header; None if it is no image."""
+def image_size(image: bytes | str) -> tuple[int, int] | None:
+    """(height, width) as the image will be decoded, from its header; None if that cannot be read.
+
+    image: encoded, or the path of its file.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as header:
+            # Pillow would decode a PNG to look for a tag behind its pixels.
+            tagged = header.format != "PNG" or "exif" in header.info
+            turned = tagged and header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return (header.width, header.height) if turned else (header.height, header.width)
     except Exception:  # as in decode_image
         return None
 

@@ -3,20 +3,17 @@
 import hashlib
 import itertools
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int
-from PIL import ExifTags, Image
 
-from rfdit.data.cache_folder import cache_root
+from rfdit.data.cache_folder import cache_root, write_atomically
 from rfdit.data.class_names import read_class_names
-from rfdit.data.decode import IMAGE_EXTENSIONS
+from rfdit.data.decode import IMAGE_EXTENSIONS, image_size
 from rfdit.data.filters import Filters
 from rfdit.data.sample import RawSample
 from rfdit.data.skips import SkippedSampleError, SkipReason
@@ -226,29 +223,13 @@ def _image_sizes(root: str, paths: PackedPaths) -> Int[np.ndarray, "files 2"]:
 
     def read(start: int) -> Int[np.ndarray, "part 2"]:
         numbers = range(start, min(start + HEADERS_AT_ONCE, len(paths)))
-        return np.array([_header_size(os.path.join(encoded, paths[n])) for n in numbers], dtype=np.int32)
+        files = (os.fsdecode(os.path.join(encoded, paths[n])) for n in numbers)
+        return np.array([image_size(file) or (0, 0) for file in files], dtype=np.int32)
 
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = np.concatenate([*pool.map(read, range(0, len(paths), HEADERS_AT_ONCE))])
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Under its name there is only ever a whole file, whoever else writes it.
-    with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".npy", delete=False) as unfinished:
-        np.save(unfinished, sizes)
-    Path(unfinished.name).rename(cached)
+    write_atomically(cached, lambda file: np.save(file, sizes))
     return sizes
-
-
-def _header_size(path: bytes) -> tuple[int, int]:
-    """(height, width) of the image as it will be decoded, turned as its EXIF tag says; zeros if unreadable."""
-    try:
-        with Image.open(os.fsdecode(path)) as image:
-            width, height = image.size
-            # Pillow would decode a PNG to look for a tag behind its pixels.
-            tagged = image.format != "PNG" or "exif" in image.info
-            turned = tagged and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # Pillow's parsers raise whatever the damage leads to
-        return 0, 0
-    return (width, height) if turned else (height, width)
 
 
 def _filter(

@@ -1,6 +1,5 @@
 """Any source as tar shards: fetch once, train for ever. Run as python -m rfdit.data.pack."""
 
-import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -10,12 +9,11 @@ from typing import Any, cast
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
-from rfdit.data.decode import IMAGE_EXTENSIONS, decode_image
+from rfdit.data.decode import IMAGE_EXTENSIONS, decode_image, image_size
 from rfdit.data.rot import RotCounts, write_json
 from rfdit.data.sample import RawSample
 from rfdit.data.shards import resolve_shards
@@ -24,7 +22,6 @@ from rfdit.data.source import Source
 from rfdit.data.write_tar import write_tar
 
 CHECKED_SIZE = (64, 64)  # to which images are decoded to see whether they can be
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 
 
 @dataclass(frozen=True)
@@ -166,17 +163,11 @@ def usable(sample: RawSample | SkippedSampleError, *, verify: bool) -> dict[str,
     if verify:
         decode_image(image, CHECKED_SIZE)
         if "json" in files:
-            width, height = _size(image)
-            about = json.loads(files["json"]) | {"width": width, "height": height}
+            about = json.loads(files["json"])
+            if size := image_size(image):
+                about |= {"height": size[0], "width": size[1]}
             files["json"] = json.dumps(about, ensure_ascii=False).encode()
     return files
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image as it is seen."""
-    with Image.open(io.BytesIO(data)) as image:
-        sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
-        return (image.height, image.width) if sideways else image.size
 
 
 def report(packing: Packing) -> str:

@@ -2,19 +2,17 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from rfdit.data.cache_folder import write_atomically
 from rfdit.data.filters import Filters
 from rfdit.data.skips import SkipReason
 from rfdit.data.tables import Piece, Row, Table, fingerprint, open_table
@@ -123,13 +121,11 @@ class TableIndexer:
             kept = [piece.rows for piece in pieces]
         found = {"pieces": [asdict(piece) for piece in pieces], "kept": kept, "skipped": skipped}
         # Last: an index is complete if this is there.
-        with _atomic(self.folder / f"{name}.json") as file:
-            file.write(json.dumps(found).encode())
+        write_atomically(self.folder / f"{name}.json", lambda file: file.write(json.dumps(found).encode()))
 
     def _save(self, name: str, array: np.ndarray | None) -> None:
         if array is not None:
-            with _atomic(self.folder / name) as file:
-                np.save(file, array)
+            write_atomically(self.folder / name, lambda file: np.save(file, array))
 
     def _wanted(
         self, table: Table, piece: Piece, skipped: Counter[str]
@@ -182,15 +178,3 @@ def caption_of(row: Row, columns: Sequence[str]) -> str | None:
 
 def _no_size() -> None:
     """The image is not here to look at."""
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is written."""
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)

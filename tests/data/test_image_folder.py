@@ -210,14 +210,14 @@ def test_nothing_left_is_an_error_that_counts(tree: Path) -> None:
 def test_headers_are_read_once_per_set_of_files(
     tree: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[bytes] = []
-    header_size = image_folder._header_size
+    read: list[str] = []
+    header_size = image_folder.image_size
 
-    def counted(path: bytes) -> tuple[int, int]:
+    def counted(path: str) -> tuple[int, int] | None:
         read.append(path)
         return header_size(path)
 
-    monkeypatch.setattr(image_folder, "_header_size", counted)
+    monkeypatch.setattr(image_folder, "image_size", counted)
     first = opened(tree, image_sizes=True).image_sizes()
     again = opened(tree, Filters(min_size=1), image_sizes=True).image_sizes()
     assert np.array_equal(first, again)
