@@ -27,7 +27,7 @@ class Throughput(L.Callback):
         self.images_per_second = 0.0
         self._steps = OptimizerSteps()
         self._peak = 0.0
-        self._flops_per_image = 0.0
+        self._macs: dict[tuple[int, int, int], int] = {}  # of one image, by the latent's shape
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = pl_module.device
@@ -39,20 +39,18 @@ class Throughput(L.Callback):
 
     def _start_window(self) -> None:
         self._window = time.perf_counter()
-        self._images, self._waited = 0, 0.0
+        self._images, self._flops, self._waited = 0, 0.0, 0.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self._waited += time.perf_counter() - self._left
-        if not self._flops_per_image:
-            assert isinstance(pl_module, FlowModule)
-            self._flops_per_image = 6 * self._macs(pl_module, batch)
-
-    @staticmethod
-    def _macs(module: FlowModule, batch: Batch) -> int:
-        null = module.network.conditioner.null(device=module.device)
-        return count_macs(module.network.backbone, module.latent_shape(batch), null)
+        assert isinstance(pl_module, FlowModule)
+        shape = pl_module.latent_shape(batch)
+        if shape not in self._macs:
+            null = pl_module.network.conditioner.null(device=pl_module.device)
+            self._macs[shape] = count_macs(pl_module.network.backbone, shape, null)
+        self._flops += 6 * self._macs[shape] * len(batch)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -69,10 +67,9 @@ class Throughput(L.Callback):
     def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         seconds = time.perf_counter() - self._window
         self.images_per_second = self._images / seconds
-        per_device = self.images_per_second / trainer.world_size
         metrics = {
             "speed/images_per_second": self.images_per_second,
-            "speed/mfu": per_device * self._flops_per_image / self._peak,
+            "speed/mfu": self._flops / seconds / self._peak,
             "speed/data_wait": self._waited / seconds,
         }
         module.log_dict(metrics)
