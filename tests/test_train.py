@@ -206,6 +206,23 @@ def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
     assert "class labels must be 0 to 8" in cli.error("sample", "ckpt=run", "labels=[9]")
 
 
+@pytest.mark.parametrize("model", [["model=mmdit"], ["model=dit"]])
+def test_real_photos_in_buckets_resume_exactly(cli: CommandLine, assets: Path, model: list[str]) -> None:
+    buckets = [
+        "data=laion", f"data.shards={assets / 'data/cc12m'}", "data.resolution=32", "buckets=aspect",
+        "data.buckets.step=8", "schedule=constant", *model,
+        "callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 2}",
+    ]  # fmt: skip
+    cli.train("run_dir=whole", *buckets, "trainer.max_steps=6")
+    cli.train("run_dir=halves", *buckets, "trainer.max_steps=3")
+    cli.train("run_dir=halves", "ckpt=last", *buckets, "trainer.max_steps=6")
+    assert_equal(state(Path("halves")), state(Path("whole")))
+    origin = state(Path("whole"))["StreamDataModule"]["origin"]  # type: ignore[index]
+    assert len(origin) > 1
+    message = cli.error("train", "run_dir=x", *buckets, "data.buckets.step=2")
+    assert message.startswith("data.buckets.step=2 is no multiple of 4, the side of a token in pixels")
+
+
 @pytest.mark.slow
 def test_compiled_blocks_train(cli: CommandLine) -> None:
     cli.train("run_dir=eager", "trainer.precision=fp32")
