@@ -192,6 +192,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     for _ in range(options.repeats):
         rates["limit"].append(limit(originals, side, workers))
         for name, make in loaders.items():
+            multiprocessing.set_start_method("fork", force=True)  # litdata changes it
             try:
                 rates.setdefault(name, []).append(rate(make(), options.samples, len))
             except ImportError as error:

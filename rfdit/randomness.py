@@ -80,3 +80,9 @@ def permutation(n: int, *, seed: int, purpose: str) -> Int[Tensor, "n"]:
     """The numbers 0 to n - 1 in an order that depends on (seed, purpose) alone, whatever the platform."""
     generator = SampleGenerator(seed=seed, keys=torch.arange(n), purpose=purpose)
     return generator._bits(1)[:, 0].argsort(stable=True)
+
+
+def randrange(n: int, *, seed: int, purpose: str) -> int:
+    """One of the numbers 0 to n - 1, drawn from (seed, purpose) alone."""
+    generator = SampleGenerator(seed=seed, keys=torch.zeros(1, dtype=torch.int64), purpose=purpose)
+    return int(generator._bits(1)) % n

@@ -5,6 +5,7 @@ import json
 import signal
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -41,8 +42,9 @@ class StreamDataModule(L.LightningDataModule):
 
     Its state is how far the stream was consumed, one number without buckets, equal on all ranks.
     A restart continues exactly there, with the same sequence for any number of ranks and workers if
-    the global batch (ranks x batch_size) has the same size; with another, or with another
-    shuffle_shards, no sample is repeated or lost within the epoch, and the order may differ.
+    the global batch (ranks x batch_size) has the same size; with another, no sample is repeated or lost
+    within the epoch. With other shards, filters, buckets, seed or shuffle_shards it warns and goes on in
+    another order.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class StreamDataModule(L.LightningDataModule):
         self._about: dict[str, Any] = {}
         self._saved: dict[str, Any] | None = None
         self._sources: dict[str, Source] = {}
+        self._digests: dict[str, str] = {}  # of what was opened
         self._streams: dict[str, Stream] = {}
 
     def prepare_data(self) -> None:
@@ -106,6 +109,7 @@ class StreamDataModule(L.LightningDataModule):
             return []
         source = self._open(self.val_shards, "val_shards", buckets=False)
         whole = Bucket(self.size, source.shard_sizes)
+        _require_equal_on_ranks({"samples": len(whole), "digest": self._digests["val"]})
         plan = FinitePlan(whole, batch_size=self.batch_size, ranks=self._rank_of()[1])
         # One worker, started for each validation: it would only idle while training goes on.
         return self._loader("val", source, plan, workers=min(self.num_workers, 1), flip=False)
@@ -146,6 +150,10 @@ class StreamDataModule(L.LightningDataModule):
         self._saved = dict(state_dict)
 
     def _open(self, shards: Shards, setting: str, *, buckets: bool) -> Source:
+        """The source, opened at the first call; raises ValueError if it has nothing usable."""
+        name = "val" if setting == "val_shards" else "train"
+        if name in self._sources:
+            return self._sources[name]
         found = resolve_shards(shards, setting=f"data.{setting}", suffixes=self.reader.suffixes)
         self.decoder.check(found, self.size)
         source = self.reader(found, filters=self.filters, image_sizes=buckets)
@@ -155,32 +163,49 @@ class StreamDataModule(L.LightningDataModule):
                 f"data.{setting}: no sample of {len(found)} shards, the first of them {found[0]}, can be "
                 f"used: {listed or 'they are empty'}"
             )
-        self._sources["val" if setting == "val_shards" else "train"] = source
+        about = [source.shard_sizes, [Path(shard).name for shard in found]]
+        self._digests[name] = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        self._sources[name] = source
         return source
 
     def _bucketed(self, source: Source) -> list[Bucket]:
         if self.buckets is None:
             return [Bucket(self.size, source.shard_sizes)]
         assigned = self.buckets.assign(source.image_sizes())
-        return bucketed(self.buckets.sizes, assigned, source.shard_sizes)
+        buckets = bucketed(self.buckets.sizes, assigned, source.shard_sizes)
+        smallest = min(buckets, key=len)
+        if len(buckets) == 1 or len(smallest) < self.batch_size:
+            warnings.warn(
+                "data.buckets has no effect: all images get the same size"
+                if len(buckets) == 1
+                else f"data.buckets: the bucket {smallest.size} has {len(smallest)} images, less than a batch; its "
+                "batches repeat them. A larger data.buckets.step or a smaller max_aspect makes fewer buckets",
+                stacklevel=2,
+            )
+        return buckets
 
     def _progress(self, buckets: Sequence[Bucket]) -> Progress:
         """Where training starts: at the beginning, or where the checkpoint stopped."""
         batch = self.batch_size * self._rank_of()[1]
-        sizes = [list(bucket.shard_sizes) for bucket in buckets]
-        digest = hashlib.sha256(json.dumps([sizes, [bucket.size for bucket in buckets]]).encode()).hexdigest()
-        self._about = {"samples": sum(map(len, buckets)), "seed": self.seed, "digest": digest[:16]}
+        order = [self._digests["train"], self.shuffle_shards, [[b.size, len(b)] for b in buckets]]
+        digest = hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16]
+        self._about = {"samples": sum(map(len, buckets)), "seed": self.seed, "digest": digest}
         saved, self._saved = self._saved, None
         if not saved:
             return Progress(origin=(0,) * len(buckets), batch=batch)
+        if "origin" not in saved:
+            raise ValueError(
+                "ckpt: its data state is of an older rfdit, whose order this one does not know; start a new run"
+            )
         progress = Progress(origin=tuple(saved["origin"]), batch=saved["batch"], batches=saved["batches"])
         if saved["about"] == self._about:
             return rebatched(buckets, progress, batch)
         consumed = sum(progress.origin) + progress.batches * progress.batch
+        theirs = saved["about"]
         warnings.warn(
-            f"the checkpoint was trained on other data ({saved['about']['samples']} samples, seed "
-            f"{saved['about']['seed']}) than this run has ({self._about['samples']} samples, seed {self.seed}); "
-            f"it goes on from position {consumed}, and what was seen before may come again",
+            f"the checkpoint's stream was another: {theirs['samples']} samples, seed {theirs['seed']}, and here "
+            f"{self._about['samples']}, seed {self.seed}, or other shards, filters, buckets or shuffle_shards. "
+            f"It goes on from position {consumed} in the new order; what was seen in this epoch may come again",
             stacklevel=2,
         )
         # In equal parts of an epoch; the positions, which noise depends on, do not repeat.
@@ -229,7 +254,7 @@ def _require_equal_on_ranks(about: dict[str, Any]) -> None:
     for rank, other in enumerate(seen):
         if other != seen[0]:
             raise ValueError(
-                f"data.shards: rank {rank} finds {other['samples']} samples and rank 0 {seen[0]['samples']}, "
+                f"data: rank {rank} finds {other['samples']} samples and rank 0 {seen[0]['samples']}, "
                 "or in other shards; all must see the same files"
             )
 
@@ -247,8 +272,8 @@ def _outlive_signals(worker: int) -> None:
 
 def _size(resolution: int | Sequence[int]) -> tuple[int, int]:
     """(height, width)."""
-    if isinstance(resolution, int):
-        return resolution, resolution
-    if len(resolution) != 2:
-        raise ValueError(f"data.resolution={list(resolution)} is no side and no [height, width]")
-    return resolution[0], resolution[1]
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2 or min(sides) < 1:
+        given = resolution if isinstance(resolution, int) else list(resolution)
+        raise ValueError(f"data.resolution={given} is no side and no [height, width] in pixels")
+    return sides[0], sides[1]

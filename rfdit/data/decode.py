@@ -38,7 +38,7 @@ class SampleDecoder:
 
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
         # The cheap parts first: a sample without its caption is not worth decoding.
-        caption = None if self.caption_key is None else _caption(raw, self.caption_key)
+        caption = None if self.caption_key is None else find_caption(raw, self.caption_key)
         label = None if self.label_key is None else _label(raw, self.label_key)
         found = image_bytes(raw)
         if found is None:
@@ -107,7 +107,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _caption(raw: RawSample, key: str) -> str:
+def find_caption(raw: RawSample, key: str) -> str:
+    """The caption at a key, as in `SampleDecoder`; raises SkippedSampleError if there is none."""
     value = _field(raw, key)
     if not isinstance(value, str):
         raise SkippedSampleError(SkipReason.MISSING_CAPTION, key)

@@ -59,6 +59,8 @@ class Filters:
             raise ValueError(
                 f"data.filters.max_aspect={max_aspect}: longer side over shorter side is at least 1"
             )
+        if isinstance(languages, str):
+            raise ValueError(f"data.filters.languages={languages} is no list; write [{languages}]")
         self.min_size, self.max_aspect = min_size, max_aspect
         self.min_aesthetic, self.max_watermark, self.max_unsafe = min_aesthetic, max_watermark, max_unsafe
         self.min_caption, self.max_caption = min_caption, max_caption

@@ -42,6 +42,7 @@ class ImageFolder:
 
     def __init__(self, *, names: str | None = None, num_classes: int | None = None) -> None:
         self.names, self.num_classes = names, num_classes
+        self._classes: list[str] | None = None  # of the tree that was opened first
 
     def __call__(
         self, shards: Sequence[str], *, filters: Filters, image_sizes: bool = False
@@ -63,6 +64,11 @@ class ImageFolder:
                 f"data.shards: {root} has {len(folders)} class folders, {readable[0]} to {readable[-1]}, and "
                 f"conditioner.num_classes={self.num_classes}; give conditioner.num_classes={len(folders)}"
             )
+        if self._classes not in (None, readable):
+            raise ValueError(
+                f"data.val_shards: {root} has other class folders than data.shards, so its classes have other numbers"
+            )
+        self._classes = readable
         names = readable
         if self.names is not None:
             names = read_class_names(self.names, setting="data.reader.names", folders=readable)

@@ -6,81 +6,18 @@ its part of it, so any number of them sees the same sequence, and a restart is a
 
 import heapq
 import itertools
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
-from rfdit.randomness import permutation
+from rfdit.data.order import Order
+from rfdit.randomness import randrange
 
-REMEMBERED = 2  # epochs, and groups: a batch may lie across a border
-NEAR = 1000  # samples among which the substitutes of a small set are searched one by one
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Order:
-    """An endless sequence of samples in which each epoch has every sample once.
-
-    Within an epoch the shards are permuted and parted into groups; the samples of a group are
-    permuted among each other. So a reader needs few shards at a time, and yet mixes their samples.
-
-    shard_sizes: samples in each shard; the sequence's elements are their numbers, shard after shard.
-    seed, purpose: what the order is drawn from.
-    shuffle_shards: shards in a group, at most; all groups have the same number, give or take one.
-    """
-
-    def __init__(self, shard_sizes: Sequence[int], *, seed: int, purpose: str, shuffle_shards: int) -> None:
-        self._sizes = np.array(shard_sizes, np.int64)
-        self._starts = np.cumsum(self._sizes) - self._sizes
-        self.size = int(self._sizes.sum())
-        self._seed, self._purpose = seed, purpose
-        self._groups = max(1, -(-len(shard_sizes) // shuffle_shards))
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._permuted: OrderedDict[tuple[int, int], Int[np.ndarray, _]] = OrderedDict()
-
-    def __call__(self, place: int) -> int:
-        """The number of the sample at a place of the endless sequence."""
-        epoch, index = divmod(place, self.size)
-        plan = _remembered(self._epochs, epoch, lambda: self._epoch(epoch))
-        group = int(np.searchsorted(plan.ends, index, side="right"))
-        samples = _remembered(self._permuted, (epoch, group), lambda: self._samples(plan, epoch, group))
-        return int(samples[index - int(plan.ends[group]) + len(samples)])
-
-    def _epoch(self, epoch: int) -> "_Epoch":
-        """Permutes the shards for an epoch."""
-        order = permutation(len(self._sizes), seed=self._seed, purpose=f"{self._purpose}/{epoch}").numpy()
-        groups = np.array_split(order, self._groups)
-        return _Epoch(groups, ends=np.cumsum([self._sizes[group].sum() for group in groups]))
-
-    def _samples(self, plan: "_Epoch", epoch: int, group: int) -> Int[np.ndarray, "_"]:
-        """The samples of a group in their order."""
-        spans = [np.arange(self._sizes[shard]) + self._starts[shard] for shard in plan.groups[group]]
-        samples = np.concatenate(spans)
-        purpose = f"{self._purpose}/{epoch}/{group}"
-        return samples[permutation(len(samples), seed=self._seed, purpose=purpose).numpy()]
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """The shards of each group of an epoch, and the places within the epoch at which the groups end."""
-
-    groups: list[Int[np.ndarray, "_"]]
-    ends: Int[np.ndarray, "_"]
-
-
-def _remembered(cache: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
-    """What was made for the key, if it is among the last; else it is made."""
-    if key not in cache:
-        cache[key] = make()
-        if len(cache) > REMEMBERED:
-            cache.popitem(last=False)
-    return cache[key]
+ATTEMPTS, NEAR = 500, 8  # draws for a substitute, and how many of them from the sample's own shard
 
 
 @dataclass(frozen=True)
@@ -101,6 +38,15 @@ class Bucket:
 
     def __len__(self) -> int:
         return self._size
+
+    @cached_property
+    def _ends(self) -> Int[np.ndarray, "_"]:
+        return np.cumsum(self.shard_sizes)
+
+    def shard_of(self, index: int) -> tuple[int, int]:
+        """(first index, number of samples) of the shard, as far as it is in this bucket, that has an index."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return int(self._ends[shard]) - self.shard_sizes[shard], self.shard_sizes[shard]
 
     def number(self, index: int) -> int:
         """The sample at an index within the bucket."""
@@ -139,15 +85,18 @@ class PlannedBatch:
         return [self.bucket.number(index) for index in self.indices]
 
     def substitutes(self, row: int) -> Iterator[int]:
-        """Numbers to take in turn for a sample that cannot be used: those behind it in its shard.
+        """Numbers to try in turn for a sample that cannot be used: of its shard at first, then any.
 
-        In the order of the stream they are elsewhere, so that a batch does not hold one twice.
+        Drawn from the sample's own index, so that bad samples that lie side by side get different ones.
         """
-        size = len(self.bucket)
-        for attempt in range(min(size - 1, NEAR)):
-            # Squares leave a long stretch of bad samples behind; a small set is searched whole.
-            step = 1 + (attempt if size <= NEAR else attempt**2)
-            yield self.bucket.number((self.indices[row] + step) % size)
+        index = self.indices[row]
+        tried = {index}
+        for attempt in range(ATTEMPTS):
+            start, size = self.bucket.shard_of(index) if attempt < NEAR else (0, len(self.bucket))
+            candidate = start + randrange(size, seed=index, purpose=f"substitute/{attempt}")
+            if candidate not in tried:
+                tried.add(candidate)
+                yield self.bucket.number(candidate)
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from rfdit.batch import Batch, Condition
 
@@ -55,9 +56,10 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     captions = [sample.caption for sample in samples if sample.caption is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
     conditions = [sample.condition for sample in samples if sample.condition is not None]
+    # PyTorch's own collation stacks into shared memory in a worker, which saves a copy.
     return Batch(
-        images=torch.stack(images) if images else None,
-        moments=torch.stack(moments) if moments else None,
+        images=default_collate(images) if images else None,
+        moments=default_collate(moments) if moments else None,
         positions=positions,
         captions=captions or None,
         labels=torch.tensor(labels) if labels else None,

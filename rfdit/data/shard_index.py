@@ -4,10 +4,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -16,27 +16,33 @@ import numpy as np
 from jaxtyping import Int
 from rich.progress import track
 
-from rfdit.data.cache_folder import cache_root, write_atomically
-from rfdit.data.decode import image_bytes, image_size
+from rfdit.data.cache_folder import write_atomically
+from rfdit.data.decode import find_caption, image_bytes, image_size
 from rfdit.data.filters import Filters, Size
 from rfdit.data.sample import RawSample
 from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.spool import Spool
+from rfdit.data.spool import Spool, UnreadableShardError
 from rfdit.data.tar import parse_sample
-from rfdit.data.tar_index import index_tar
+from rfdit.data.tar_index import CompressedTarError, index_tar
 
 FORMAT = 1  # of the remembered indices
 MANY = 32  # shards, from which on several processes pay
+QUESTIONS = 32  # asked at once
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What is known of one shard. `file` holds the spans; only sizes and counts stay in memory."""
+    """What is known of one shard. `file` holds the spans; only sizes and counts stay in memory.
+
+    identity: as `Spool.identity` gave it. problem: why it could not be read at all, if so.
+    """
 
     url: str
+    identity: list[Any] = field(default_factory=list)
     samples: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     file: Path | None = None
+    problem: str | None = None
 
     def spans(self) -> Int[np.ndarray, "n 2"]:
         """First and last byte (exclusive) of each usable sample."""
@@ -53,106 +59,119 @@ class IndexedShard:
             return arrays[name]
 
 
-def index_shards(
-    shards: Sequence[str], *, spool: Spool, filters: Filters, image_sizes: bool, cache: str | None
-) -> list[IndexedShard]:
-    """One for each shard, in order; those that are not remembered yet are read through."""
-    folder = (cache_root() if cache is None else Path(cache).expanduser()) / "index"
-    index = partial(_indexed, spool=spool, filters=filters, image_sizes=image_sizes, folder=folder)
-    known = [_remembered(shard, spool, filters, image_sizes, folder) for shard in shards]
-    missing = [shard for shard, found in zip(shards, known) if found is None]
-    if len(missing) < MANY:
-        new = list(map(index, missing))
-    else:
-        # Spawned: the threads of this process would not survive a fork.
-        workers = min(os.cpu_count() or 1, 16)
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            new = list(track(pool.map(index, missing), "indexing shards", total=len(missing)))
-    found = iter(new)
-    return [next(found) if shard is None else shard for shard in known]
+@dataclass(frozen=True)
+class Indexer:
+    """Finds the usable samples of shards, and remembers them in `folder`, named after all they depend on."""
+
+    spool: Spool
+    filters: Filters
+    image_sizes: bool
+    caption_key: str | None
+    folder: Path
+
+    def __call__(self, shards: Sequence[str]) -> list[IndexedShard]:
+        """One for each shard, in order; those that are not remembered yet are read through.
+
+        Raises ValueError if the folder, or the spool's, cannot be written to.
+        """
+        with ThreadPoolExecutor(QUESTIONS) as pool:  # servers and network disks answer slowly
+            known = list(pool.map(self._remembered, shards))
+        missing = [shard for shard, found in zip(shards, known) if found is None]
+        if len(missing) < MANY:
+            new = list(map(self._read, missing))
+        else:
+            # Spawned: the threads of this process would not survive a fork.
+            workers = min(len(os.sched_getaffinity(0)), 16)
+            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as processes:
+                new = list(track(processes.map(self._read, missing), "indexing shards", total=len(missing)))
+        found = iter(new)
+        return [next(found) if shard is None else shard for shard in known]
+
+    def _place(self, identity: list[Any]) -> Path:
+        asked = self.filters.settings | {"caption_key": self.caption_key} if self.filters.active else None
+        about = [FORMAT, identity, {"filters": asked, "image_sizes": self.image_sizes}]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / digest[:2] / f"{digest}.npz"
+
+    def _remembered(self, url: str) -> IndexedShard | None:
+        try:
+            identity = self.spool.identity(url)
+        except UnreadableShardError as error:
+            return _unreadable(url, error)
+        try:
+            return _load(url, identity, self._place(identity))
+        except (OSError, ValueError, KeyError):  # not there, or half a disk's worth of it
+            return None
+
+    def _read(self, url: str) -> IndexedShard:
+        """Reads a shard through, and remembers what it found unless the shard cannot be read at all."""
+        try:
+            identity = self.spool.identity(url)
+            with self.spool.open(url, identity) as file:
+                arrays, skipped = self._examine(cast(BufferedIOBase, file))
+        except UnreadableShardError as error:
+            return _unreadable(url, error)
+        except CompressedTarError as error:
+            raise ValueError(f"data.shards: {url} {error}") from None
+        except OSError as error:
+            return _unreadable(url, error)
+        about = {"samples": len(arrays["spans"]), "skipped": skipped}
+        encoded = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        place = self._place(identity)
+        try:
+            write_atomically(place, lambda out: np.savez(out, allow_pickle=False, about=encoded, **arrays))
+        except OSError as error:
+            raise ValueError(
+                f"data.reader.cache: the index of {url} cannot be written to {self.folder}: {error.strerror}"
+            ) from error
+        return _load(url, identity, place)
+
+    def _examine(self, file: BufferedIOBase) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """(spans and, if asked for, image sizes of the usable samples; what was left out, by reason)."""
+        index = index_tar(file)
+        skipped: Counter[str] = Counter()
+        if index.damaged:
+            skipped[SkipReason.DAMAGED_TAR] = index.damaged
+        if index.truncated:
+            skipped[SkipReason.TRUNCATED_TAR] = 1
+        if not self.filters.active and not self.image_sizes:
+            return {"spans": index.spans}, skipped
+        kept, sizes = [], []
+        for start, end in index.spans.tolist():
+            reason, size = self._judge(os.pread(file.fileno(), end - start, start))
+            if reason is None:
+                kept.append((start, end))
+                sizes.append(size or (0, 0))
+            else:
+                skipped[reason] += 1
+        arrays = {"spans": np.array(kept, np.int64).reshape(-1, 2)}
+        if self.image_sizes:
+            arrays["image_sizes"] = np.array(sizes, np.int64).reshape(-1, 2)
+        return arrays, skipped
+
+    def _judge(self, sample: bytes) -> tuple[str | None, Size | None]:
+        """(why a sample is left out or None, the size of its image if that is asked for)."""
+        try:
+            raw = parse_sample(sample)
+            caption = None if self.caption_key is None else find_caption(raw, self.caption_key)
+        except SkippedSampleError as skipped:
+            return skipped.reason, None
+        data = image_bytes(raw) or b""
+        reason = self.filters.drop_reason(_metadata(raw), caption=caption, size=lambda: image_size(data))
+        if reason is not None or not self.image_sizes:
+            return reason, None
+        size = image_size(data)
+        return (None, size) if size else (SkipReason.CORRUPT_IMAGE, None)
 
 
-def _place(url: str, spool: Spool, filters: Filters, image_sizes: bool, folder: Path) -> Path:
-    """Where a shard's index is kept: named after all that it depends on. Raises OSError without the shard."""
-    settings = {"filters": filters.settings if filters.active else None, "image_sizes": image_sizes}
-    about = [FORMAT, spool.identity(url), settings]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    return folder / digest[:2] / f"{digest}.npz"
+def _unreadable(url: str, error: Exception) -> IndexedShard:
+    return IndexedShard(url, skipped={SkipReason.UNREADABLE_SHARD: 1}, problem=str(error))
 
 
-def _remembered(
-    url: str, spool: Spool, filters: Filters, image_sizes: bool, folder: Path
-) -> IndexedShard | None:
-    try:
-        return _load(url, _place(url, spool, filters, image_sizes, folder))
-    except (OSError, ValueError, KeyError):  # not there, or half a disk's worth of it
-        return None
-
-
-def _load(url: str, file: Path) -> IndexedShard:
+def _load(url: str, identity: list[Any], file: Path) -> IndexedShard:
     with np.load(file) as arrays:
         about = json.loads(bytes(arrays["about"]))
-    return IndexedShard(url, samples=about["samples"], skipped=about["skipped"], file=file)
-
-
-def _indexed(url: str, *, spool: Spool, filters: Filters, image_sizes: bool, folder: Path) -> IndexedShard:
-    """Reads a shard through, and remembers what it found unless the shard cannot be read at all."""
-    try:
-        place = _place(url, spool, filters, image_sizes, folder)
-        with spool.open(url) as file:
-            try:
-                arrays, skipped = _examine(cast(BufferedIOBase, file), filters, image_sizes)
-            except ValueError as error:
-                raise ValueError(f"data.shards: {url} {error}") from None
-    except OSError:
-        return IndexedShard(url, skipped={SkipReason.UNREADABLE_SHARD: 1})
-    about = {"samples": len(arrays["spans"]), "skipped": skipped}
-    encoded = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    write_atomically(place, lambda out: np.savez(out, allow_pickle=False, about=encoded, **arrays))
-    return _load(url, place)
-
-
-def _examine(
-    file: BufferedIOBase, filters: Filters, image_sizes: bool
-) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """(spans and, if asked for, image sizes of the usable samples; what was left out, by reason)."""
-    index = index_tar(file)
-    skipped: dict[str, int] = {}
-    if index.damaged:
-        skipped[SkipReason.DAMAGED_TAR] = index.damaged
-    if index.truncated:
-        skipped[SkipReason.TRUNCATED_TAR] = 1
-    if not filters.active and not image_sizes:
-        return {"spans": index.spans}, skipped
-    kept, sizes = [], []
-    for start, end in index.spans.tolist():
-        reason, size = _judge(os.pread(file.fileno(), end - start, start), filters, image_sizes)
-        if reason is None:
-            kept.append((start, end))
-            sizes.append(size or (0, 0))
-        else:
-            skipped[reason] = skipped.get(reason, 0) + 1
-    arrays = {"spans": np.array(kept, np.int64).reshape(-1, 2)}
-    if image_sizes:
-        arrays["image_sizes"] = np.array(sizes, np.int64).reshape(-1, 2)
-    return arrays, skipped
-
-
-def _judge(sample: bytes, filters: Filters, image_sizes: bool) -> tuple[str | None, Size | None]:
-    """(why a sample is left out or None, the size of its image if that is asked for)."""
-    try:
-        raw = parse_sample(sample)
-    except SkippedSampleError as skipped:
-        return skipped.reason, None
-    metadata = _metadata(raw)
-    caption = raw.get("txt")
-    text = caption.decode("utf-8", "replace") if isinstance(caption, bytes) else metadata.get("caption")
-    data = image_bytes(raw) or b""
-    reason = filters.drop_reason(metadata, caption=text, size=lambda: image_size(data))
-    if reason is not None or not image_sizes:
-        return reason, None
-    size = image_size(data)
-    return (None, size) if size else (SkipReason.CORRUPT_IMAGE, None)
+    return IndexedShard(url, identity, samples=about["samples"], skipped=about["skipped"], file=file)
 
 
 def _metadata(raw: RawSample) -> dict[str, Any]:

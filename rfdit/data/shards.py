@@ -1,6 +1,7 @@
 """Which tar shards a setting means."""
 
 import glob
+import itertools
 import os
 import re
 import warnings
@@ -33,9 +34,14 @@ def expand_shards(
     if not isinstance(pattern, str):
         if not pattern:
             raise _no_match(pattern, setting)
-        return [
-            shard for each in pattern for shard in expand_shards(each, setting=setting, suffixes=suffixes)
-        ]
+        named = [expand_shards(each, setting=setting, suffixes=suffixes) for each in pattern]
+        shards = list(itertools.chain(*named))
+        once = list(dict.fromkeys(shards))
+        if len(once) < len(shards):
+            warnings.warn(
+                f"{setting} names {len(shards) - len(once)} shards twice; they are read once", stacklevel=2
+            )
+        return once
     pieces = list(braceexpand.braceexpand(pattern)) if "{" in pattern else [pattern]
     if is_remote(pattern):
         return pieces

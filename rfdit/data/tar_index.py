@@ -20,6 +20,10 @@ READ_AHEAD = 1 << 20  # bytes searched at a time for the next whole header
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
+class CompressedTarError(ValueError):
+    """A compressed tar has no random access."""
+
+
 @dataclass(frozen=True)
 class TarIndex:
     """The samples of one shard, in its order.
@@ -55,12 +59,12 @@ def index_tar(file: BufferedIOBase) -> TarIndex:
     """Finds the samples of an uncompressed tar.
 
     A sample is a run of files whose names differ only in the extension, as webdataset has it.
-    Raises ValueError, with the kind, for a compressed tar: it has no random access.
+    Raises CompressedTarError, with the kind, for a compressed tar.
     """
     head = file.read(6)
     kind = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
     if kind:
-        raise ValueError(
+        raise CompressedTarError(
             f"is compressed by {kind} and cannot be read in any order; unpack it to a plain .tar"
         )
     spans: list[tuple[int, int]] = []

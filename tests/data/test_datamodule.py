@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,9 +170,64 @@ def test_other_data_than_the_checkpoints_warns(write_numbered: WriteNumbered, tm
     fit(data(write_numbered([13, 20])), tmp_path / "whole", 4)
     source = data(write_numbered([13, 21]))
     source.load_state_dict(saved_state(tmp_path / "whole" / "step=4.ckpt"))
-    with pytest.warns(UserWarning, match=r"other data \(33 samples, seed 0\) than this run has \(34 samples"):
+    with pytest.warns(UserWarning, match=r"another: 33 samples, seed 0, and here 34, seed 0"):
         loader = source.train_dataloader()
     assert next(iter(loader)).positions.tolist() == [8, 9]
+
+
+@pytest.mark.parametrize("change", ["shards", "order", "shuffle_shards", "seed", "filters"])
+def test_what_changes_the_order_is_told(write_numbered: WriteNumbered, tmp_path: Path, change: str) -> None:
+    shards = write_numbered([10, 10, 10])
+    fit(data(shards, shuffle_shards=2), tmp_path / "whole", 4)
+    changed = {
+        "shards": ([shards[0], shards[1], str(shutil.copy(shards[2], tmp_path / "new.tar"))], {}),
+        "order": (shards[::-1], {}),
+        "shuffle_shards": (shards, {"shuffle_shards": 3}),
+        "seed": (shards, {"seed": 1}),
+        "filters": (shards, {"filters": Filters(max_caption=8)}),
+    }
+    given, settings = changed[change]
+    source = data(given, **{"shuffle_shards": 2} | settings)
+    source.load_state_dict(saved_state(tmp_path / "whole" / "step=4.ckpt"))
+    with pytest.warns(UserWarning, match=r"checkpoint's stream was another"):
+        source.train_dataloader()
+
+
+def test_a_state_of_another_kind_is_refused(write_numbered: WriteNumbered) -> None:
+    source = data(write_numbered([10]))
+    source.load_state_dict({"batches": 3, "batch_size": 2})
+    with pytest.raises(ValueError, match=r"^ckpt: its data state is of an older rfdit"):
+        source.train_dataloader()
+
+
+def test_ranks_that_see_other_data_are_told(
+    write_numbered: WriteNumbered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gathered(seen: list[dict[str, Any]], mine: dict[str, Any]) -> None:
+        seen[:] = [mine, mine | {"samples": 7}]
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
+    shards = write_numbered([10])
+    for loader in ("train_dataloader", "val_dataloader"):
+        with pytest.raises(ValueError, match=r"^data: rank 1 finds 7 samples and rank 0 10"):
+            getattr(data(shards, val_shards=shards), loader)()
+
+
+def test_buckets_without_effect_warn(write_numbered: WriteNumbered) -> None:
+    shards = write_numbered([10])
+    source = data(shards, buckets=AspectBuckets(resolution=8, step=8), resolution=8)
+    with pytest.warns(UserWarning, match=r"^data\.buckets has no effect"):
+        source.train_dataloader()
+
+
+def test_shards_named_twice_are_read_once(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards = write_numbered([3, 4])
+    with pytest.warns(UserWarning, match=r"data\.shards names 1 shards twice"):
+        loader = data([shards[0], str(tmp_path / "*.tar")], batch_size=7).train_dataloader()
+    assert sorted(map(int, next(iter(loader)).keys)) == list(range(7))
 
 
 def test_filters_are_exact_and_counted(
@@ -236,6 +292,7 @@ def test_no_match_names_the_setting() -> None:
     ("settings", "message"),
     [
         ({"resolution": [1, 2, 3]}, r"data\.resolution=\[1, 2, 3\]"),
+        ({"resolution": 0}, r"data\.resolution=0 is no side"),
         ({"batch_size": 0}, r"data\.batch_size=0 must be at least 1"),
         ({"num_workers": -1}, r"data\.num_workers=-1 must be at least 0"),
         ({"shuffle_shards": 0}, r"data\.shuffle_shards=0 must be at least 1"),

@@ -180,11 +180,20 @@ def test_far_places_cost_no_more_than_near_ones() -> None:
     assert list(batch.positions) == [10**9 + 10**12]
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 5000])
-def test_substitutes_are_others(size: int) -> None:
-    batch = PlannedBatch(whole([size]), positions=[0], indices=[size // 2])
-    found = list(batch.substitutes(0))
-    assert size // 2 not in found[: size - 1] or size > 1000
-    assert len(set(found)) == len(found) == size - 1 if size <= 1000 else len(found) == 1000
-    if size > 1:
-        assert found[0] == (size // 2 + 1) % size
+@pytest.mark.parametrize("shard_sizes", [[1], [2], [3, 4], [0, 5, 0, 1], [5000, 5000]])
+def test_substitutes_are_others_of_the_shard_at_first(shard_sizes: list[int]) -> None:
+    size = sum(shard_sizes)
+    for index in range(min(size, 20)):
+        batch = PlannedBatch(whole(shard_sizes), positions=[0], indices=[index])
+        found = list(batch.substitutes(0))
+        assert index not in found
+        assert len(set(found)) == len(found)
+        assert len(found) == size - 1 or size > 1000
+        if size > 1000:
+            assert all(number < 5000 for number in found[:8])
+            assert any(number >= 5000 for number in found)
+
+
+def test_neighbours_get_different_substitutes() -> None:
+    batch = PlannedBatch(whole([1000]), positions=range(20), indices=range(20))
+    assert len({next(batch.substitutes(row)) for row in range(20)}) > 15

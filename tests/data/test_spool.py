@@ -1,6 +1,9 @@
 """Shards over HTTP and from commands: fetched whole, once for all processes, and kept within bounds."""
 
+import os
 import threading
+import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,9 +17,11 @@ from torch.utils.data import DataLoader
 from rfdit.data.decode import SampleDecoder
 from rfdit.data.filters import Filters
 from rfdit.data.plan import Bucket, EndlessPlan, FinitePlan
-from rfdit.data.spool import Spool
+from rfdit.data.skips import SkippedSampleError
+from rfdit.data.spool import Spool, UnreadableShardError
 from rfdit.data.stream import Stream
 from rfdit.data.tar_source import TarReader
+from tests.data.conftest import Files, write_tar
 
 WriteNumbered = Callable[[Sequence[int]], list[str]]
 
@@ -38,6 +43,11 @@ class Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfdit.data.spool.PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -82,11 +92,72 @@ def test_a_spool_too_small_for_all_fetches_again(
     assert spooled <= 2.5 * size
 
 
+def test_a_shard_that_changes_is_fetched_again(
+    make_sample: Callable[[int], Files], server: str, tmp_path: Path
+) -> None:
+    for numbers in (range(5), range(10, 15)):  # as long, and of another time
+        shard = Path(write_tar(tmp_path / "a.tar", map(make_sample, numbers)))
+        os.utime(shard, (1e9 + numbers[0],) * 2)
+        source = TarReader(cache=str(tmp_path / "cache"))([f"{server}/a.tar"], filters=Filters())
+        found = [
+            raw["__key__"] for raw in source.samples(range(5)) if not isinstance(raw, SkippedSampleError)
+        ]
+        assert found == [f"{number:06d}" for number in numbers]
+
+
+def test_shards_of_many_blocks_need_no_ranges(
+    make_sample: Callable[[int], Files], server: str, tmp_path: Path
+) -> None:
+    filler = {"bin": os.urandom(3_000_000)}
+    write_tar(tmp_path / "big.tar", (make_sample(n) | filler for n in range(5)))
+    source = TarReader(cache=str(tmp_path / "cache"))([f"{server}/big.tar"], filters=Filters())
+    assert source.shard_sizes == [5]
+    assert source.skipped() == {}
+
+
+def test_what_is_wrong_is_said(write_numbered: WriteNumbered, server: str, tmp_path: Path) -> None:
+    (shard,) = write_numbered([5])
+    name = Path(shard).name
+
+    def said(url: str, **settings: object) -> str:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            TarReader(**{"cache": str(tmp_path / "cache")} | settings)([url], filters=Filters())
+        return "; ".join(str(warning.message) for warning in caught if warning.category is UserWarning)
+
+    assert "FileNotFoundError" in said(f"{server}/nowhere.tar")
+    assert "1 of 1 shards cannot be read, the first is http://127.0.0.1:9/a.tar" in said(
+        "http://127.0.0.1:9/a.tar"
+    )
+    assert "s3" in said("s3://bucket/a.tar")
+    with pytest.raises(ValueError, match=r"data\.reader\.spool_gb is too small for http"):
+        said(f"{server}/{name}", spool_gb=1e-6, cache=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"data\.reader\.cache: .* cannot be"):
+        said(f"{server}/{name}", cache="/proc/nope")
+    with pytest.raises(ValueError, match=r"data\.reader\.cache: the index of .* cannot be written"):
+        said(shard, cache="/proc/nope")
+    with pytest.raises(ValueError, match=r"data\.reader\.spool_gb=0 must be more than 0"):
+        TarReader(spool_gb=0)
+
+
+def test_each_shard_is_fetched_ahead_in_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfdit.data.spool.LOOKAHEAD", 100)
+    asked: Counter[int] = Counter()
+    fetches = [lambda shard=shard: asked.update([shard]) for shard in range(3)]
+    spool = Spool(cache=str(tmp_path), max_bytes=10**6)
+    numbers = (number for _ in range(4) for number in range(3000))
+    passed = list(spool.ahead(numbers, lambda number: fetches[number // 1000]))
+    assert passed == [number for _ in range(4) for number in range(3000)]
+    time.sleep(0.2)
+    assert all(asked[shard] == 4 for shard in range(3))
+
+
 def test_a_command_that_fails_gives_no_shard(tmp_path: Path, write_numbered: WriteNumbered) -> None:
     (shard,) = write_numbered([5])
     spool = Spool(cache=str(tmp_path / "cache"), max_bytes=10**9)
     for url in ("pipe:false", f"pipe:cat {shard} && false"):
-        with pytest.raises(OSError, match="pipe:"):
-            spool.open(url)
-    with spool.open(f"pipe:cat {shard}") as file:
+        with pytest.raises(UnreadableShardError, match="pipe:"):
+            spool.open(url, spool.identity(url))
+    url = f"pipe:cat {shard}"
+    with spool.open(url, spool.identity(url)) as file:
         assert file.read() == Path(shard).read_bytes()
