@@ -92,6 +92,7 @@ class EncodeConfig:
     dtype: str
     batch_size: int
     num_workers: int
+    run_dir: str
     parts: int
     part: int
     accelerator: str

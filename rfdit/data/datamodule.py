@@ -1,8 +1,10 @@
 """The LightningDataModule: shards in, batches out, on every rank and across restarts."""
 
+import ctypes
 import hashlib
 import json
 import signal
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from rfdit.data.source import Reader, Source
 from rfdit.data.stream import Stream
 
 PREFETCHED_BATCHES = 4  # per worker
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
 SECONDS_TO_SAVE = 120  # that a worker lives on after a SIGTERM
 
 
@@ -264,8 +267,10 @@ def _outlive_signals(worker: int) -> None:
 
     Both usually reach a whole process group. A worker that died of them would take the training
     process with it before the checkpoint is written; so it goes on, and ends itself if it is still
-    there after a while.
+    there after a while. If the training process is killed outright, so is the worker.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_TO_SAVE))
 

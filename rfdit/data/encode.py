@@ -148,6 +148,8 @@ def encode(config: dict[str, Any]) -> None:
         Path(config["out"]).expanduser(),
         image_size(config["data"]["resolution"]),
     )
+    if "rot" in data["reader"]:
+        data["reader"]["rot"] = None  # each shard's report has its counts
     reader, shards = build(data["reader"]), data["shards"]
     given = build(shards) if isinstance(shards, dict) else shards
     names = shard_names(resolve_shards(given, suffixes=reader.suffixes))

@@ -21,6 +21,8 @@ TOO_MANY_REQUESTS = 429
 UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 # What servers call bytes of which they do not know the kind.
 UNKNOWN_TYPES = ("application/octet-stream", "binary/octet-stream")
+# Directives of X-Robots-Tag with a value; any other name before a colon is a crawler's.
+VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
 # How files of the kinds that are decoded begin, by extension.
 MAGIC = {
     "jpg": (b"\xff\xd8\xff",),
@@ -199,11 +201,17 @@ class FetchSession:
         return bytes(data)
 
     def _opted_out(self, headers: CIMultiDictProxy[str]) -> bool:
+        agents = self._settings.user_agent.lower()
         for line in headers.getall("X-Robots-Tag", []):
-            agent, _, directives = line.lower().rpartition(":")
-            meant = not agent or agent.strip() in self._settings.user_agent.lower()
-            if meant and any(word.strip() in self._settings.opt_out for word in directives.split(",")):
-                return True
+            for word in line.lower().split(","):
+                name, colon, rest = (part.strip() for part in word.partition(":"))
+                if colon and name not in VALUED and name not in agents:
+                    break  # from here on it is about somebody else
+                directive = rest if colon and name not in VALUED else name
+                if directive in self._settings.opt_out or (
+                    directive == "none" and "noindex" in self._settings.opt_out
+                ):
+                    return True
         return False
 
 

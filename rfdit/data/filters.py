@@ -44,7 +44,7 @@ class Filters:
         max_caption: int | None = None,
         languages: Sequence[str] | None = None,
         keep_unknown: bool = False,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
     ) -> None:
         unknown = set(columns or {}) - set(COLUMNS)
         if unknown:
@@ -66,7 +66,7 @@ class Filters:
         self.min_caption, self.max_caption = min_caption, max_caption
         self.languages = None if languages is None else [language.lower() for language in languages]
         self.keep_unknown = keep_unknown
-        self.columns = COLUMNS | {name: (column,) for name, column in (columns or {}).items()}
+        self.columns = COLUMNS | {name: (column,) for name, column in (columns or {}).items() if column}
 
     @property
     def settings(self) -> dict[str, Any]:

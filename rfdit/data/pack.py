@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from rfdit.data.source import Source
 from rfdit.data.write_tar import write_tar
 
 CHECKED_SIZE = (64, 64)  # to which images are decoded to see whether they can be
+
+# Causes that are the network's and not the URL's.
+OUTAGE = {SkipReason.FETCH_CONNECTION, SkipReason.FETCH_TIMEOUT}
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def plan_packing(cfg: DictConfig) -> Packing:
     shards = resolve_shards(given, suffixes=reader.suffixes)
     source = reader(shards, filters=filters)
     plan = {
-        "shards": shards,
+        "shards": [[shard, *_marks(shard)] for shard in shards],
+        "columns": data["reader"].get("columns"),
         "filters": filters.settings,
         "samples": sum(source.shard_sizes),
         "samples_per_shard": config["samples_per_shard"],
@@ -82,6 +87,14 @@ def plan_packing(cfg: DictConfig) -> Packing:
     out = Path(config["out"]).expanduser()
     _keep_plan(out, json.loads(json.dumps(plan)))
     return Packing(source, out, config["samples_per_shard"], config["verify"], plan)
+
+
+def _marks(shard: str) -> list[int]:
+    """What changes when a local shard does."""
+    if not os.path.isfile(shard):
+        return []
+    status = os.stat(shard)
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
@@ -144,7 +157,13 @@ def pack_shard(packing: Packing, shard: int, samples: Iterable[RawSample | Skipp
             else:
                 counts.add("", None)
 
-    write_tar(packing.out / f"{shard:05d}.tar", survivors())
+    written = write_tar(packing.out / f"{shard:05d}.tar", survivors())
+    dead = counts.as_dict()["dead"]
+    if not written and dead and dead.keys() <= OUTAGE:
+        raise ValueError(
+            f"data.shards: of the {sum(dead.values())} URLs of shard {shard} none could be reached; is the network "
+            "down? The shard is left for the next call"
+        )
     write_json(packing.done(shard), counts.as_dict())
 
 
@@ -163,11 +182,20 @@ def usable(sample: RawSample | SkippedSampleError, *, verify: bool) -> dict[str,
     if verify:
         decode_image(image, CHECKED_SIZE)
         if "json" in files:
-            about = json.loads(files["json"])
+            about = _metadata(files["json"])
             if size := image_size(image):
                 about |= {"height": size[0], "width": size[1]}
             files["json"] = json.dumps(about, ensure_ascii=False).encode()
     return files
+
+
+def _metadata(data: str | bytes) -> dict[str, Any]:
+    """A sample's JSON; nothing, if it is damaged or no object."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def report(packing: Packing) -> str:

@@ -15,6 +15,7 @@ from rfdit.data.skips import SkipCounts, SkippedSampleError, SkipReason
 from rfdit.data.source import Source
 from rfdit.randomness import SampleGenerator
 
+TOGETHER = 4  # substitutes that are asked for at once
 MANY, MAX_BAD = 1000, 0.95  # samples in turn, and the share of bad ones among them that ends a run
 
 
@@ -105,11 +106,14 @@ class Stream(IterableDataset[Batch]):
     def _substitute(self, batch: PlannedBatch, row: int, reason: SkipReason) -> Sample:
         """The first usable one among a bad sample's substitutes. What is tried in vain is not counted."""
         reasons = Counter([reason])
-        for number in batch.substitutes(row):
-            try:
-                return self._decode(next(iter(self.source.samples([number]))), batch)
-            except SkippedSampleError as skipped:
-                reasons[skipped.reason] += 1
+        candidates = batch.substitutes(row)
+        # A few at once: a source that waits for servers asks for them together.
+        while some := list(itertools.islice(candidates, TOGETHER)):
+            for raw in self.source.samples(some):
+                try:
+                    return self._decode(raw, batch)
+                except SkippedSampleError as skipped:
+                    reasons[skipped.reason] += 1
         raise ValueError(
             f"data.shards: {reasons.total()} samples were tried in turn and none can be used by "
             f"{self.decoder}: {_listed(reasons)}"

@@ -91,6 +91,7 @@ class TableIndexer:
             fingerprint(path),
             self.filters.settings,
             list(self.caption_columns),
+            list(self.url_columns),
             self.image_sizes,
         ]
         return hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]

@@ -65,7 +65,7 @@ class UrlTables:
         fetcher: Fetcher,
         images: FolderCache | None = None,
         rot: RotLog | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         ahead: int = 256,
         check_digests: bool = True,
         index_folder: str | None = None,
@@ -79,7 +79,7 @@ class UrlTables:
         if ahead < 1:
             raise ValueError(f"data.reader.ahead={ahead} must be at least 1")
         self.fetcher, self.images, self.rot, self.ahead = fetcher, images, rot, ahead
-        self.columns = COLUMNS | {name: (column,) for name, column in (columns or {}).items()}
+        self.columns = COLUMNS | {name: (column,) for name, column in (columns or {}).items() if column}
         self.digests = ("md5", "sha256") if check_digests else ()
         self.folder = cache_root() / "url_tables" if index_folder is None else Path(index_folder).expanduser()
         self.unpacked = FolderCache(folder=str(self.folder / "rows"), max_bytes=max_row_bytes)
@@ -185,8 +185,11 @@ class UrlSource:
         extension, caption = image_extension(data), caption_of(row, self.reader.columns["caption"])
         assert extension is not None, "fetched as an image"
         about = row | {"sha256": hashlib.sha256(data).hexdigest()}
-        files: dict[str, str | bytes] = {"__key__": key, extension: data, "json": _json(about)}
-        return files if caption is None else files | {"txt": caption.encode()}
+        try:
+            files: dict[str, str | bytes] = {"__key__": key, extension: data, "json": _json(about)}
+            return files if caption is None else files | {"txt": caption.encode()}
+        except UnicodeEncodeError as error:  # half a surrogate pair, say
+            return SkippedSampleError(SkipReason.CORRUPT_METADATA, str(error))
 
     async def _image(self, session: FetchSession, url: str, digests: Mapping[str, str]) -> bytes:
         """From the cache, or fetched and put there. Files are touched off the event loop, which must not wait."""

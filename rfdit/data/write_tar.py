@@ -14,7 +14,8 @@ def write_tar(path: Path, samples: Iterable[RawSample]) -> int:
 
     There is no shard without samples. Equal samples give equal bytes.
     """
-    part, count = path.with_name(f".{path.name}.part"), 0
+    # Of this process: two that pack the same do no harm.
+    part, count = path.with_name(f".{path.name}.{os.getpid()}.part"), 0
     try:
         with part.open("wb") as file:
             with TarWriter(file, encoder=False, mtime=0) as tar:

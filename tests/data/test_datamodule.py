@@ -4,6 +4,9 @@ import io
 import itertools
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +217,37 @@ def test_ranks_that_see_other_data_are_told(
     for loader in ("train_dataloader", "val_dataloader"):
         with pytest.raises(ValueError, match=r"^data: rank 1 finds 7 samples and rank 0 10"):
             getattr(data(shards, val_shards=shards), loader)()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal for orphans is Linux's")
+def test_workers_do_not_outlive_a_killed_process(write_numbered: WriteNumbered) -> None:
+    (shard,) = write_numbered([9])
+    program = f"""
+import time
+from rfdit.data.datamodule import StreamDataModule
+from rfdit.data.decode import SampleDecoder
+from rfdit.data.filters import Filters
+from rfdit.data.tar_source import TarReader
+data = StreamDataModule(shards="{shard}", reader=TarReader(), decoder=SampleDecoder(), filters=Filters(),
+                        resolution=8, batch_size=2, num_workers=2, seed=0)
+batches = iter(data.train_dataloader())
+next(batches)
+print(*[worker.pid for worker in batches._workers], flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}/stat").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(
+        Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        for pid in workers
+    )
 
 
 def test_buckets_without_effect_warn(write_numbered: WriteNumbered) -> None:

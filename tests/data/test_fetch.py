@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from rfdit.data.fetch import Fetcher, FetchError, image_extension
+from rfdit.data.fetch import Fetcher, FetchError, FetchSession, image_extension
 from rfdit.data.skips import SkipReason
 from tests.data.misbehaving_server import MisbehavingServer, bomb, picture
 
@@ -208,3 +209,25 @@ def test_64_urls_of_which_a_third_misbehave(server: MisbehavingServer, inner: Mi
 def test_numbers_that_make_no_sense_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Fetcher(**settings)
+
+
+@pytest.mark.parametrize(
+    ("header", "out"),
+    [
+        ("noai", True),
+        ("all", False),
+        ("none", True),
+        ("noindex, max-image-preview:none", True),
+        ("max-snippet:-1, noindex", True),
+        ("max-image-preview:none", False),
+        ("noai, unavailable_after: 25 Jun 2010 15:00:00 GMT", True),
+        ("googlebot: noindex", False),
+        ("googlebot: noindex, noai", False),
+        ("rfdit: noai", True),
+        ("noindex, googlebot: nofollow", True),
+    ],
+)
+def test_robots_tags(header: str, out: bool) -> None:
+    session = FetchSession.__new__(FetchSession)
+    session._settings = Fetcher()
+    assert session._opted_out(CIMultiDictProxy(CIMultiDict({"X-Robots-Tag": header}))) is out

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -211,6 +212,27 @@ def test_what_is_missing_or_wrong_is_named(run: Pack, table_in_folder: str) -> N
         "data.reader is not set; packing needs data.shards, data.reader and data.filters"
     )
     assert "data.reader.fetcher.per_host='x' is a str" in error(run, shards, "data.reader.fetcher.per_host=x")
+
+
+def test_an_outage_leaves_the_shard_for_the_next_call(run: Pack, tmp_path: Path) -> None:
+    rows = [{"URL": f"http://127.0.0.1:9/{i}.jpg", "TEXT": "a"} for i in range(3)]
+    parquet.write_table(pa.Table.from_pylist(rows), "away.parquet")
+    message = error(run, "data.shards=away.parquet", "out=packed")
+    assert "of the 3 URLs of shard 0 none could be reached" in message
+    assert not list(Path("packed").glob("0*"))
+
+
+def test_a_changed_table_is_no_continuation(run: Pack, table_in_folder: str) -> None:
+    run(f"data.shards={table_in_folder}")
+    os.utime(table_in_folder, (1, 1))
+    assert error(run, f"data.shards={table_in_folder}").startswith("out=packed was packed with other shards")
+
+
+@pytest.mark.parametrize("damaged", [b"{broken", b"[1]", b"\xff"])
+def test_damaged_metadata_is_left_behind(damaged: bytes) -> None:
+    jpeg = picture(0)
+    files = pack.usable({"__key__": "0", "jpg": jpeg, "json": damaged}, verify=True)
+    assert json.loads(files["json"]).keys() == {"height", "width"}
 
 
 def test_samples_of_any_source_are_measured_as_they_are_seen() -> None:
