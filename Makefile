@@ -24,10 +24,10 @@ demo: $(READY)  ## train a tiny model for at most 5 minutes, sample from it, mea
 	$(BIN)/python sample.py ckpt=$(RUN) prompts=docs/demo_prompts.txt eval=prompt_accuracy
 
 test: $(READY) lint  ## everything that CI runs: lint, types, format, all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 quick: $(READY)  ## the fast tests
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,8 +15,8 @@ from tests.data.misbehaving_server import MisbehavingServer, bomb, picture
 
 # Fast where the defaults are patient.
 QUICK: dict[str, Any] = {
-    "read_timeout": 0.3,
-    "total_timeout": 0.6,
+    "read_timeout": 2.0,
+    "total_timeout": 3.0,
     "backoff": 0.01,
     "per_host": 64,
     "max_bytes": 200_000,
