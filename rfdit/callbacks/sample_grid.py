@@ -54,7 +54,8 @@ class SampleGrid(L.Callback):
         assert isinstance(pl_module, FlowModule)
         if self.inputs is None:
             self.inputs = first_inputs(pl_module.network.conditioner, batch, self.count)
-        self.captions = self.captions or captions_of(self.inputs, batch)
+        if self.captions is None:  # once: labels on a GPU have to be waited for
+            self.captions = captions_of(self.inputs, batch)
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if self._steps(trainer) and due and trainer.is_global_zero:
             self._write(trainer, pl_module, self.inputs, pl_module.latent_shape(batch))

@@ -51,7 +51,7 @@ class FolderCache:
 
     def __init__(self, *, folder: str | None = None, max_bytes: int) -> None:
         if max_bytes <= 0:
-            raise ValueError(f"cache.max_bytes={max_bytes} must be more than 0")
+            raise ValueError(f"data.reader.images.max_bytes={max_bytes} must be more than 0")
         self.folder = default_folder() if folder is None else Path(folder).expanduser().absolute()
         self.max_bytes = max_bytes
 
@@ -114,7 +114,9 @@ class FolderCache:
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.folder == default_folder() and (owner := self.folder.lstat().st_uid) != os.getuid():
-            raise ValueError(f"cache.folder={self.folder} belongs to user {owner}; give another folder")
+            raise ValueError(
+                f"data.reader.images.folder={self.folder} belongs to user {owner}; give another folder"
+            )
         return self.folder
 
     def _limit(self) -> int:
@@ -212,7 +214,7 @@ class CacheFullError(OSError):
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(
             errno.ENOSPC,
-            f"{size} bytes do not fit into {limit}; raise cache.max_bytes, or give a larger cache.folder",
+            f"{size} bytes do not fit into a cache of {limit}",
         )
 
 

@@ -33,7 +33,7 @@ class ListSource:
         return {}
 
     def image_sizes(self) -> np.ndarray:
-        raise NotImplementedError
+        raise ValueError("these samples are not asked for the sizes of their images")
 
 
 class ListReader:

@@ -113,7 +113,7 @@ def test_a_writer_that_fails_leaves_nothing(cache: FolderCache) -> None:
 
 def test_what_is_larger_than_the_limit_is_refused_and_nothing_goes_for_it(cache: FolderCache) -> None:
     put(cache, "1")
-    with pytest.raises(CacheFullError, match=r"45056 bytes do not fit into 40960; raise cache\.max_bytes"):
+    with pytest.raises(CacheFullError, match=r"45056 bytes do not fit into a cache of 40960"):
         put(cache, "2", b"x" * 11 * BLOCK)
     assert names(cache) == {1}
 
@@ -259,5 +259,5 @@ def test_a_default_folder_that_somebody_else_made_is_not_used(
 
 
 def test_a_limit_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match=r"cache\.max_bytes=0 must be more than 0"):
+    with pytest.raises(ValueError, match=r"images\.max_bytes=0 must be more than 0"):
         FolderCache(max_bytes=0)
