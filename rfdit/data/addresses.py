@@ -15,6 +15,15 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # A gateway turns the last four bytes of these into an IPv4 address (RFC 6052).
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Not public, although Python's lists (all, or those of some versions) do not say so.
+ALSO_SPECIAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # the endpoint by which Azure's hosts serve their machines
+        "192.88.99.0/24",  # relays of 6to4 (RFC 7526)
+        "3fff::/20",  # documentation (RFC 9637)
+    )
+]
 
 # What the system's resolver answers: (family, type, protocol, name, (address, port, ...)) each.
 Lookup = Callable[[str, int, int], Sequence[tuple[Any, ...]]]
@@ -52,7 +61,7 @@ class AddressRule:
 
 
 def is_public(address: Address) -> bool:
-    """Whether it is on the internet: not loopback, private, link-local, multicast, reserved, ...
+    """Whether it is on the internet: not loopback, private, link-local, multicast, reserved, a cloud's own, ...
 
     An IPv6 address that only wraps an IPv4 one (mapped, NAT64) is what that one is; those that lead
     through a tunnel (6to4, Teredo) are not public.
@@ -63,6 +72,8 @@ def is_public(address: Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and (
         address.is_site_local or address.sixtofour is not None or address.teredo is not None
     ):
+        return False
+    if any(address in network for network in ALSO_SPECIAL):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

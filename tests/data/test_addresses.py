@@ -22,6 +22,9 @@ NOT_PUBLIC = [
     "192.168.1.1",
     "169.254.169.254",  # where clouds keep their credentials
     "100.64.0.1",
+    "168.63.129.16",  # where Azure's machines are served from
+    "::ffff:168.63.129.16",
+    "192.88.99.1",
     "192.0.2.1",
     "198.18.0.1",
     "224.0.0.1",
@@ -36,6 +39,8 @@ NOT_PUBLIC = [
     "2002:7f00:1::",
     "2001:0:4136:e378:8000:63bf:3fff:fdd2",
     "fc00::1",
+    "3fff::1",
+    "3fff:fff:ffff::1",
     "fe80::1",
     "fe80::1%eth0",
     "fec0::1",
@@ -50,7 +55,10 @@ def test_what_is_not_public(address: str) -> None:
         AddressRule().check(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2606:4700::1111"])
+@pytest.mark.parametrize(
+    "address",
+    ["8.8.8.8", "::ffff:8.8.8.8", "64:ff9b::808:808", "2606:4700::1111", "168.63.129.17", "3ffe::1"],
+)
 def test_what_is_public(address: str) -> None:
     AddressRule().check(address)
 
