@@ -1,9 +1,11 @@
 """Any source as tar shards: fetch once, train for ever. Run as python -m rfdit.data.pack."""
 
+import fcntl
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +59,7 @@ class Packing:
 def plan_packing(cfg: DictConfig) -> Packing:
     """Opens the source that a configuration describes.
 
-    Raises ValueError, naming the setting, if it cannot be packed, or `out` holds something else.
+    Raises ValueError, naming the setting, if it cannot be packed.
     """
     OmegaConf.set_struct(cfg, False)
     # Not all of the group is built, so its parts are checked and not the whole.
@@ -85,8 +87,7 @@ def plan_packing(cfg: DictConfig) -> Packing:
         "verify": config["verify"],
     }
     out = Path(config["out"]).expanduser()
-    _keep_plan(out, json.loads(json.dumps(plan)))
-    return Packing(source, out, config["samples_per_shard"], config["verify"], plan)
+    return Packing(source, out, config["samples_per_shard"], config["verify"], json.loads(json.dumps(plan)))
 
 
 def _marks(shard: str) -> list[int]:
@@ -95,6 +96,20 @@ def _marks(shard: str) -> list[int]:
         return []
     status = os.stat(shard)
     return [status.st_size, status.st_mtime_ns]
+
+
+@contextmanager
+def only_packer(out: Path) -> Iterator[None]:
+    """Holds the folder; raises ValueError if another process does. A process that is killed lets go."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "pack.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"out={out} is being packed by another process; let it finish, or give another out"
+            ) from None
+        yield
 
 
 def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
@@ -112,8 +127,19 @@ def _keep_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def pack(cfg: DictConfig) -> Path:
-    """One run of the command: packs what is not packed yet; returns the folder of the shards."""
+    """One run of the command: packs what is not packed yet; returns the folder of the shards.
+
+    Raises ValueError as `plan_packing`, or if `out` holds something else, or is being packed.
+    """
     packing = plan_packing(cfg)
+    with only_packer(packing.out):
+        _keep_plan(packing.out, packing.plan)
+        _pack_rest(packing)
+        print(report(packing), flush=True)
+    return packing.out
+
+
+def _pack_rest(packing: Packing) -> None:
     todo = [shard for shard in range(len(packing.ranges)) if not packing.done(shard).exists()]
     columns = [
         TextColumn("packing"),
@@ -131,8 +157,6 @@ def pack(cfg: DictConfig) -> Path:
         for shard in todo:
             mine = itertools.islice(samples, len(ranges[shard]))
             pack_shard(packing, shard, _advancing(progress, task, mine))
-    print(report(packing), flush=True)
-    return packing.out
 
 
 def _advancing(

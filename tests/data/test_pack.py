@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from rfdit.data.skips import SkippedSampleError, SkipReason
 from tests.data.misbehaving_server import MisbehavingServer, picture
 
 Pack = Callable[..., str]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -109,6 +111,7 @@ def test_what_survives_is_packed_and_the_rest_reported(run: Pack, table_in_folde
     assert names() == [
         *(f"0000{i}.{ending}" for i in range(3) for ending in ("json", "tar")),
         "pack.json",
+        "pack.lock",
         "rot.json",
     ]
     packed = samples()
@@ -160,7 +163,7 @@ def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
     with pytest.raises(SystemExit) as stopped:
         run(f"data.shards={table_in_folder}")
     assert stopped.value.code == 130
-    assert names() == ["00000.json", "00000.tar", "pack.json"]
+    assert names() == ["00000.json", "00000.tar", "pack.json", "pack.lock"]
     assert captions() == SURVIVORS[:3]
     before = Path("packed/00000.tar").stat()
     monkeypatch.setattr(pack, "usable", usable)
@@ -251,3 +254,25 @@ def test_samples_of_any_source_are_measured_as_they_are_seen() -> None:
         pack.usable({"__key__": "0", "jpg": data.getvalue()[:-200]}, verify=True)
     with pytest.raises(SkippedSampleError, match="fetch_hash"):
         pack.usable(SkippedSampleError(SkipReason.FETCH_HASH), verify=True)
+
+
+def test_two_packers_do_not_share_a_folder(
+    run: Pack, table_in_folder: str, server: MisbehavingServer, tmp_path: Path
+) -> None:
+    hold = "import sys, time\nfrom pathlib import Path\nfrom rfdit.data.pack import only_packer\n"
+    hold += "with only_packer(Path('packed')):\n    print('held', flush=True)\n    time.sleep(600)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        message = error(run, f"data.shards={table_in_folder}")
+        assert message == (
+            "out=packed is being packed by another process; let it finish, or give another out"
+        )
+        assert names() == ["pack.lock"]
+        assert server.contacts == []
+        other.kill()
+    # What was killed holds nothing.
+    assert "6 of 10 URLs alive" in run(f"data.shards={table_in_folder}")
