@@ -5,13 +5,14 @@ import hashlib
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from multidict import CIMultiDictProxy
 from yarl import URL
 
 from rfdit.data.addresses import AddressRule, CheckedResolver, Lookup, RefusedAddressError, checked_socket
-from rfdit.data.request_limits import Clock, RequestSlots
+from rfdit.data.request_limits import Clock, Portion, RequestSlots
 from rfdit.data.skips import SkippedSampleError, SkipReason
 
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -52,7 +53,7 @@ class Fetcher:
     connect_timeout: seconds for DNS, TCP and TLS. read_timeout: seconds without a byte.
     total_timeout: seconds for one URL with its redirects, retries and pauses; waiting for its turn
         does not count.
-    retries: further attempts after server errors (5xx), 429, failed connections and timeouts.
+    retries: further attempts after server errors (5xx), 429, failed or broken connections and timeouts.
     backoff: seconds before the first retry, twice as many before each next one.
     max_redirects: how many are followed.
     max_bytes: of one image.
@@ -101,6 +102,12 @@ class Fetcher:
         self.user_agent, self.opt_out = user_agent, [directive.lower() for directive in opt_out]
         self.rule = AddressRule(allow_networks, setting="data.reader.fetcher.allow_networks")
 
+    @property
+    def rules(self) -> list[Any]:
+        """On what it depends, besides servers and time limits, whether a URL is alive."""
+        networks = [str(network) for network in self.rule.networks]
+        return [self.max_redirects, self.max_bytes, self.user_agent, self.opt_out, networks]
+
     @asynccontextmanager
     async def session(self, *, lookup: Lookup | None = None) -> AsyncIterator["FetchSession"]:
         """Connections of the running event loop. lookup: what is asked instead of the system's DNS."""
@@ -135,22 +142,26 @@ class FetchSession:
         self._settings, self._client = settings, client
         self._slots = RequestSlots(total=settings.concurrency, per_host=settings.per_host)
 
-    async def fetch(self, url: str, *, digests: Mapping[str, str] | None = None) -> bytes:
+    async def fetch(
+        self, url: str, *, digests: Mapping[str, str] | None = None, portion: Portion | None = None
+    ) -> bytes:
         """The image's bytes as they were sent.
 
-        digests: what they must hash to, as {"md5": "0123..."}.
+        digests: what they must hash to, as {"md5": "0123..."}. portion: of memory, into which they go;
+        waiting for it does not count as time.
         Raises FetchError with the cause.
         """
-        clock = Clock(self._settings.total_timeout)
+        clock, portion = Clock(self._settings.total_timeout), portion or Portion()
         pause = self._settings.backoff
         for left in reversed(range(self._settings.retries + 1)):
             try:
-                data = await self._follow(_parsed(url), clock)
+                data = await self._follow(_parsed(url), clock, portion)
                 break
             except (aiohttp.ClientError, OSError, ValueError) as raised:
                 error = _explained(raised)
             except FetchError as raised:
                 error = raised
+            portion.reset()
             pause, wait = 2 * pause, max(pause, error.wait)
             if not left or not error.again or wait >= clock.left:
                 raise error
@@ -159,7 +170,7 @@ class FetchSession:
         _check_digests(data, digests or {})
         return data
 
-    async def _follow(self, url: URL, clock: Clock) -> bytes:
+    async def _follow(self, url: URL, clock: Clock, portion: Portion) -> bytes:
         """One attempt, through redirects. Each hop is a request like the first: checked, and in its host's slot."""
         seen: set[URL] = set()
         while True:
@@ -170,7 +181,7 @@ class FetchSession:
                 self._client.get(url, allow_redirects=False) as response,
             ):
                 if response.status not in REDIRECTS:
-                    return await self._body(response)
+                    return await self._body(response, clock, portion)
                 location = response.headers.get("Location", "")
             if not location:
                 raise FetchError(SkipReason.FETCH_REDIRECTS, "a redirect to nowhere")
@@ -180,7 +191,7 @@ class FetchSession:
             if len(seen) > self._settings.max_redirects:
                 raise FetchError(SkipReason.FETCH_REDIRECTS, f"more than {self._settings.max_redirects}")
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: aiohttp.ClientResponse, clock: Clock, portion: Portion) -> bytes:
         _check_status(response)
         if self._opted_out(response.headers):
             raise FetchError(SkipReason.FETCH_OPTED_OUT, response.headers["X-Robots-Tag"])
@@ -192,9 +203,11 @@ class FetchSession:
             raise FetchError(SkipReason.FETCH_TOO_LARGE, f"{response.content_length} bytes")
         data = bytearray()
         async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > limit:
+            if len(data) + len(chunk) > limit:
                 raise FetchError(SkipReason.FETCH_TOO_LARGE, f"more than {limit} bytes")
+            with clock.paused():
+                await portion.take(len(chunk))
+            data += chunk
         if image_extension(data) is None:
             what = "an empty body" if not data else f"{kind} that begins with {bytes(data[:8])!r}"
             raise FetchError(SkipReason.FETCH_NOT_AN_IMAGE, what)
@@ -263,7 +276,7 @@ def _explained(error: Exception) -> FetchError:
         case TimeoutError():
             return FetchError(SkipReason.FETCH_TIMEOUT, detail, again=True)
         case aiohttp.ClientPayloadError():
-            return FetchError(SkipReason.FETCH_TRUNCATED, detail)
+            return FetchError(SkipReason.FETCH_TRUNCATED, detail, again=True)
         case aiohttp.ClientConnectorDNSError():
             # A name that does not exist will not do so in a second.
             unknown = getattr(error.os_error, "errno", None) in UNKNOWN_NAME

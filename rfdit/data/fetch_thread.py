@@ -34,6 +34,10 @@ class FetchThread:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop)
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls `function` there, soon."""
+        self._loop.call_soon_threadsafe(function)
+
 
 def _run(
     loop: asyncio.AbstractEventLoop,

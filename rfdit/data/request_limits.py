@@ -1,10 +1,10 @@
-"""How many requests are under way at once, and how long one may take."""
+"""How many requests are under way at once, how long one may take, and how much memory all of them."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 
 class RequestSlots:
@@ -33,17 +33,79 @@ class RequestSlots:
 
 
 class Clock:
-    """Seconds that are left; they pass only while `running`."""
+    """Seconds that are left; they pass only while `running` and not `paused`."""
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
+        self._began = 0.0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Raises TimeoutError inside when no time is left."""
-        began = time.monotonic()
+        self._began = time.monotonic()
         try:
-            async with asyncio.timeout(self.left):
+            async with asyncio.timeout(self.left) as self._timeout:
                 yield
         finally:
-            self.left -= time.monotonic() - began
+            self._stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While `running`: for what the server cannot help."""
+        self._stop()
+        self._timeout.reschedule(None)
+        try:
+            yield
+        finally:
+            self._began = time.monotonic()
+            self._timeout.reschedule(asyncio.get_running_loop().time() + self.left)
+
+    def _stop(self) -> None:
+        self.left -= time.monotonic() - self._began
+
+
+class ByteBudget:
+    """Lets samples that are worked on ahead hold `limit` bytes together, and the due one what it needs.
+
+    They have places, 0, 1, ..., and come due in this order. Who waits for room gets it when another
+    sample is done with, or when it is due itself: so the order cannot lock up. Not thread-safe.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.total = 0
+        self._limit, self._due = limit, 0
+        self._held: Counter[int] = Counter()
+        self._changed = asyncio.Event()
+
+    async def take(self, place: int, size: int) -> None:
+        """Waits for room for `size` more bytes."""
+        while place > self._due and self.total + size > self._limit:
+            self._changed.clear()
+            await self._changed.wait()
+        self._held[place] += size
+        self.total += size
+
+    def give_back(self, place: int) -> None:
+        """Whatever a place holds."""
+        self.total -= self._held.pop(place, 0)
+        self._changed.set()
+
+    def advance(self) -> None:
+        """The due sample is done with, and the next one due."""
+        self.give_back(self._due)
+        self._due += 1
+
+
+class Portion:
+    """What one place of a budget holds; by default, of a budget that is nobody else's."""
+
+    def __init__(self, budget: ByteBudget | None = None, place: int = 0) -> None:
+        self._budget, self._place = budget or ByteBudget(0), place
+
+    async def take(self, size: int) -> None:
+        """Waits for room for `size` more bytes."""
+        await self._budget.take(self._place, size)
+
+    def reset(self) -> None:
+        """Holds nothing any more."""
+        self._budget.give_back(self._place)

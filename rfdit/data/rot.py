@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rfdit.data.outcomes import Outcomes, count_outcomes
+
 MOST_HOSTS = 10_000  # that are remembered; beyond that, those with the fewest dead are forgotten
 WORST_HOSTS = 20  # that a report names
 
@@ -29,8 +31,12 @@ class RotCounts:
             self.alive += 1
             return
         self.dead[cause] += 1
+        self.add_host(url, cause)
+
+    def add_host(self, url: str, cause: str, count: int = 1) -> None:
+        """Counts at the URL's host alone."""
         if host := _host(url):
-            self.hosts.setdefault(host, Counter())[cause] += 1
+            self.hosts.setdefault(host, Counter())[cause] += count
             self._forget_hosts()
 
     def merge(self, other: dict[str, Any]) -> None:
@@ -81,10 +87,13 @@ class RotCounts:
 
 
 class RotLog:
-    """Counts of all processes that fetch: each writes its own to a folder, where they are added up.
+    """What all processes that fetch find out about URLs; a URL that is asked for again counts once.
 
-    folder: of the counts, shared by all processes of all machines; the report is rot.json in it.
-    every: seconds between two writes. What a killed process counted after its last is lost.
+    Which rows are dead is kept in files that all of them write to; at which hosts, each process counts
+    for itself and writes down, and the counts are added up.
+
+    folder: of all this, shared by all processes of all machines; the report is rot.json in it.
+    every: seconds between two writes of hosts. What a killed process counted after its last is lost.
     """
 
     def __init__(self, *, folder: str, every: float = 5.0) -> None:
@@ -102,32 +111,45 @@ class RotLog:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(folder=str(state["folder"]), every=state["every"])  # type: ignore[misc]
 
-    def add(self, url: str, cause: str | None) -> None:
-        """As `RotCounts.add`; from any thread."""
+    def outcomes(self, tables: str, rules: str) -> Outcomes:
+        """Of the rows of some tables. With new rules for what is alive, their old ones are forgotten."""
+        return Outcomes(self.folder / "rows" / tables / rules)
+
+    def add(self, url: str, cause: str | None, *, before: str | None) -> None:
+        """A URL's cause of death, None if it is alive, now and before; from any thread."""
+        if cause == before:
+            return
         with self._lock:
             if os.getpid() != self._pid:  # forked: what was counted before is the parent's
                 self._pid = os.getpid()
                 self._begin()
-            self._counts.add(url, cause)
+            if before is not None:
+                self._counts.add_host(url, before, -1)
+            if cause is not None:
+                self._counts.add_host(url, cause)
             self._changed = True
         if time.monotonic() - self._written > self.every:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what this process has counted."""
+        """Writes what this process has counted at hosts."""
         with self._lock:
             if not self._changed or os.getpid() != self._pid:
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "processes" / self._name, self._counts.as_dict())
+            write_json(self.folder / "hosts" / self._name, self._counts.as_dict())
             self._written, self._changed = time.monotonic(), False
 
     def total(self) -> RotCounts:
         """What all processes have written, in this run and those that it resumes."""
         self.flush()
         counts = RotCounts()
-        for path in sorted((self.folder / "processes").glob("*.json")):
+        for path in sorted((self.folder / "hosts").glob("*.json")):
             counts.merge(json.loads(path.read_text()))
+        counts.hosts = {host: dead for host, causes in counts.hosts.items() if (dead := +causes)}
+        for tables in (self.folder / "rows").glob("*"):
+            alive, dead = count_outcomes(max(tables.iterdir(), key=lambda path: path.stat().st_mtime_ns))
+            counts.merge({"alive": alive, "dead": dead, "hosts": {}})
         return counts
 
     def report_at_exit(self) -> None:

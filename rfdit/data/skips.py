@@ -1,5 +1,6 @@
 """Samples that cannot be used are skipped, and every skip is counted by its reason."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import torch
@@ -38,11 +39,15 @@ class SkipReason(StrEnum):
 
 
 class SkippedSampleError(Exception):
-    """A sample that cannot be used, and why."""
+    """A sample that cannot be used, and why.
+
+    substitute: another sample that its source has found in its place; see `SubstitutingSource`.
+    """
 
     def __init__(self, reason: SkipReason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason = reason
+        self.substitute: Mapping[str, str | bytes] | None = None
 
 
 class SkipCounts:

@@ -44,6 +44,20 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class SubstitutingSource(Source, Protocol):
+    """A source that waits for something, and so does not wait to be asked for substitutes as well."""
+
+    def samples_or_substitutes(
+        self, numbers: Iterable[tuple[int, Iterator[int]]]
+    ) -> Iterator[RawSample | SkippedSampleError]:
+        """As `samples`, with the numbers that can stand in for each, in the order in which they are tried.
+
+        An error brings the first substitute that can be read, if it was found.
+        """
+        ...
+
+
+@runtime_checkable
 class Reader(Protocol):
     """Opens shards of one kind; what a new data source implements.
 

@@ -12,10 +12,10 @@ from rfdit.batch import Batch
 from rfdit.data.plan import Plan, PlannedBatch
 from rfdit.data.sample import Decoder, RawSample, Sample, collate
 from rfdit.data.skips import SkipCounts, SkippedSampleError, SkipReason
-from rfdit.data.source import Source
+from rfdit.data.source import Source, SubstitutingSource
 from rfdit.randomness import SampleGenerator
 
-TOGETHER = 4  # substitutes that are asked for at once
+TOGETHER = 4  # substitutes that are asked for at once, where the source has not found one
 MANY, MAX_BAD = 1000, 0.95  # samples in turn, and the share of bad ones among them that ends a run
 
 
@@ -61,11 +61,20 @@ class Stream(IterableDataset[Batch]):
         self._bad, self._seen = Counter(), 0
         # The source runs ahead of the batches, as far as it needs to.
         batches, ahead = itertools.tee(self.plan.batches(self.rank, worker, workers))
-        found = self.source.samples(number for batch in ahead for number in batch.numbers)
+        found = self._found(ahead)
         for batch in batches:
             read = self._read(batch, list(itertools.islice(found, len(batch.indices))), worker)
             if read is not None:
                 yield read
+
+    def _found(self, batches: Iterator[PlannedBatch]) -> Iterator[RawSample | SkippedSampleError]:
+        if self.plan.substitutes and isinstance(self.source, SubstitutingSource):
+            return self.source.samples_or_substitutes(
+                (number, batch.substitutes(row))
+                for batch in batches
+                for row, number in enumerate(batch.numbers)
+            )
+        return self.source.samples(number for batch in batches for number in batch.numbers)
 
     def _read(
         self, batch: PlannedBatch, found: list[RawSample | SkippedSampleError], worker: int
@@ -79,12 +88,12 @@ class Stream(IterableDataset[Batch]):
                 self.skips.add(skipped.reason, worker=worker)
                 reasons[skipped.reason] += 1
                 if self.plan.substitutes:
-                    samples[row] = self._substitute(batch, row, skipped.reason)
+                    samples[row] = self._substitute(batch, row, skipped)
         self._give_up_if_bad(reasons, len(found))
         if not samples and not self.plan.in_step:
             return None
         if not samples:
-            samples[0] = self._substitute(batch, 0, reasons.most_common(1)[0][0])
+            samples[0] = self._substitute(batch, 0, SkippedSampleError(reasons.most_common(1)[0][0]))
         positions = torch.tensor([batch.positions[row] for row in samples])
         return self._flipped(collate(list(samples.values()), positions))
 
@@ -103,21 +112,28 @@ class Stream(IterableDataset[Batch]):
             )
         self._bad, self._seen = Counter(), 0
 
-    def _substitute(self, batch: PlannedBatch, row: int, reason: SkipReason) -> Sample:
+    def _substitute(self, batch: PlannedBatch, row: int, skipped: SkippedSampleError) -> Sample:
         """The first usable one among a bad sample's substitutes. What is tried in vain is not counted."""
-        reasons = Counter([reason])
-        candidates = batch.substitutes(row)
-        # A few at once: a source that waits for servers asks for them together.
-        while some := list(itertools.islice(candidates, TOGETHER)):
-            for raw in self.source.samples(some):
-                try:
-                    return self._decode(raw, batch)
-                except SkippedSampleError as skipped:
-                    reasons[skipped.reason] += 1
+        reasons = Counter([skipped.reason])
+        for raw in self._substitutes(batch, row, skipped):
+            try:
+                return self._decode(raw, batch)
+            except SkippedSampleError as another:
+                reasons[another.reason] += 1
         raise ValueError(
             f"data.shards: {reasons.total()} samples were tried in turn and none can be used by "
             f"{self.decoder}: {_listed(reasons)}"
         )
+
+    def _substitutes(
+        self, batch: PlannedBatch, row: int, skipped: SkippedSampleError
+    ) -> Iterator[RawSample | SkippedSampleError]:
+        if skipped.substitute is not None:
+            yield skipped.substitute
+        candidates = batch.substitutes(row)
+        # A few at once: a source that waits for servers asks for them together.
+        while some := list(itertools.islice(candidates, TOGETHER)):
+            yield from self.source.samples(some)
 
     def _decode(self, raw: RawSample | SkippedSampleError, batch: PlannedBatch) -> Sample:
         if isinstance(raw, SkippedSampleError):

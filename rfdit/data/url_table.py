@@ -1,30 +1,28 @@
 """Images that are fetched while one trains: rows of metadata with URLs, as LAION publishes them."""
 
-import asyncio
 import hashlib
 import json
-import math
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from rfdit.data.cache_folder import cache_root
-from rfdit.data.fetch import Fetcher, FetchError, FetchSession, image_extension
+from rfdit.data.fetch import Fetcher
 from rfdit.data.fetch_thread import FetchThread
 from rfdit.data.filters import Filters
 from rfdit.data.folder_cache import FolderCache
+from rfdit.data.outcomes import Outcomes
+from rfdit.data.request_limits import ByteBudget, Portion
 from rfdit.data.rot import RotLog
-from rfdit.data.sample import RawSample
-from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.table_index import TableIndexer, caption_of
-from rfdit.data.tables import Row, expand_tables
+from rfdit.data.table_index import TableIndexer
+from rfdit.data.tables import expand_tables
+from rfdit.data.url_rows import Found, RowSettings, UrlRows
 from rfdit.data.wanted_rows import WantedRows
 
 # What LAION's releases and img2dataset call things; the first of these that a row has is used.
@@ -36,19 +34,20 @@ COLUMNS = {
 }
 OPENED_AT_ONCE = 8  # tables, while they are indexed
 
-Found = RawSample | SkippedSampleError
-
 
 class UrlTables:
     """Reads tables of URLs; the images are fetched when samples are asked for.
 
     fetcher: how.
     images: a cache of what was fetched; None for none.
-    rot: where URLs alive and dead are counted; None for nowhere.
+    rot: where it is kept which URLs are alive and dead; None for in no file that lasts.
     columns: where else to look than `COLUMNS` says, as {"url": "link"}. Widths, heights and scores are
         `Filters`' columns.
     ahead: samples that are worked on before they are due. More than the fetcher's concurrency, so
         that a slow URL that is due does not let the others wait.
+    ahead_bytes: that their images may take; fetching waits for room. The due one may exceed it.
+    ask_again: seconds for which a URL is left alone whose server failed in a way that may pass (time
+        limits, 5xx, 429, broken connections). One that is dead otherwise is not asked again.
     check_digests: whether images whose md5 or sha256 the rows tell must have it.
     index_folder: where it is kept which rows are wanted, and those rows for random access; None is a
         folder in `cache_root()`.
@@ -67,6 +66,8 @@ class UrlTables:
         rot: RotLog | None = None,
         columns: Mapping[str, str | None] | None = None,
         ahead: int = 256,
+        ahead_bytes: int = 2**29,
+        ask_again: float = 900.0,
         check_digests: bool = True,
         index_folder: str | None = None,
         max_row_bytes: int = 20 * 10**9,
@@ -76,11 +77,22 @@ class UrlTables:
             raise ValueError(
                 f"data.reader.columns.{min(unknown)} is no column that is read; there are {', '.join(COLUMNS)}"
             )
-        if ahead < 1:
-            raise ValueError(f"data.reader.ahead={ahead} must be at least 1")
-        self.fetcher, self.images, self.rot, self.ahead = fetcher, images, rot, ahead
+        for name, value, least in (
+            ("ahead", ahead, 1),
+            ("ahead_bytes", ahead_bytes, 1),
+            ("ask_again", ask_again, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data.reader.{name}={value} must be at least {least}")
+        self.fetcher, self.rot, self.ahead, self.ahead_bytes = fetcher, rot, ahead, ahead_bytes
         self.columns = COLUMNS | {name: (column,) for name, column in (columns or {}).items() if column}
-        self.digests = ("md5", "sha256") if check_digests else ()
+        self.row_settings = RowSettings(
+            columns=self.columns,
+            digests=("md5", "sha256") if check_digests else (),
+            images=images,
+            rot=rot,
+            ask_again=ask_again,
+        )
         self.folder = cache_root() / "url_tables" if index_folder is None else Path(index_folder).expanduser()
         self.unpacked = FolderCache(folder=str(self.folder / "rows"), max_bytes=max_row_bytes)
 
@@ -109,6 +121,14 @@ class UrlTables:
             self.rot.report_at_exit()
         return UrlSource(self, rows)
 
+    def outcomes(self, rows: WantedRows) -> Outcomes:
+        """What is known of the rows' URLs, if what decides about them has not changed."""
+        if self.rot is None:
+            return Outcomes(None)
+        tables = [table.name for table in rows.tables]
+        rules = [self.fetcher.rules, self.row_settings.digests, self.columns["url"]]
+        return self.rot.outcomes(_digest(tables), _digest(rules))
+
 
 class UrlSource:
     """The wanted rows of tables, as samples; made by `UrlTables`.
@@ -120,20 +140,32 @@ class UrlSource:
     def __init__(self, reader: UrlTables, rows: WantedRows) -> None:
         self.reader, self.rows = reader, rows
         self.shard_sizes = rows.piece_sizes
-        self._thread: tuple[int, FetchThread] | None = None
+        self._outcomes = reader.outcomes(rows)
+        self._here: tuple[int, FetchThread, UrlRows] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_thread": None}
+        return vars(self) | {"_here": None}
 
-    def samples(self, numbers: Iterable[int]) -> Iterator[RawSample | SkippedSampleError]:
+    def samples(self, numbers: Iterable[int]) -> Iterator[Found]:
+        return self.samples_or_substitutes((number, iter(())) for number in numbers)
+
+    def samples_or_substitutes(self, numbers: Iterable[tuple[int, Iterator[int]]]) -> Iterator[Found]:
+        thread, _ = self._running()
+        budget = ByteBudget(self.reader.ahead_bytes)
         due: deque[Future[Found]] = deque()
+
+        def next_due() -> Found:
+            found = due.popleft().result()
+            thread.call(budget.advance)
+            return found
+
         try:
-            for number in numbers:
-                due.append(self._begin(number))
+            for place, (number, substitutes) in enumerate(numbers):
+                due.append(self._begin(budget, place, number, substitutes))
                 if len(due) >= self.reader.ahead:
-                    yield due.popleft().result()
+                    yield next_due()
             while due:
-                yield due.popleft().result()
+                yield next_due()
         finally:
             for future in due:
                 future.cancel()
@@ -149,95 +181,25 @@ class UrlSource:
 
     def close(self) -> None:
         """Ends the connections; they open again when needed."""
-        if self._thread is not None:
-            self._thread[1].close()
-        self._thread = None
+        if self._here is not None:
+            self._here[1].close()
+        self._here = None
 
-    def _begin(self, number: int) -> "Future[Found]":
-        try:
-            key, row = self.rows[number]
-        except SkippedSampleError as error:
-            return _known(error)
-        url = _text(row, self.reader.columns["url"])
-        if url is None:
-            return _known(SkippedSampleError(SkipReason.MISSING_IMAGE, f"row {key} has no URL"))
-        digests = {
-            name: found for name in self.reader.digests if (found := _text(row, self.reader.columns[name]))
-        }
-        return self._fetch_thread().submit(lambda session: self._sample(session, key, row, url, digests))
+    def _begin(
+        self, budget: ByteBudget, place: int, number: int, substitutes: Iterable[int]
+    ) -> "Future[Found]":
+        thread, rows = self._running()
+        return thread.submit(
+            lambda session: rows.sample_or_substitute(session, number, substitutes, Portion(budget, place))
+        )
 
-    def _fetch_thread(self) -> FetchThread:
+    def _running(self) -> tuple[FetchThread, UrlRows]:
         """Of this process: a forked one has none of its parent's threads."""
-        if self._thread is None or self._thread[0] != os.getpid():
-            self._thread = os.getpid(), FetchThread(self.reader.fetcher)
-        return self._thread[1]
-
-    async def _sample(
-        self, session: FetchSession, key: str, row: Row, url: str, digests: Mapping[str, str]
-    ) -> "Found":
-        try:
-            data = await self._image(session, url, digests)
-        except FetchError as error:
-            self._count(url, str(error.reason))
-            error.url = url
-            return error
-        self._count(url, None)
-        extension, caption = image_extension(data), caption_of(row, self.reader.columns["caption"])
-        assert extension is not None, "fetched as an image"
-        about = row | {"sha256": hashlib.sha256(data).hexdigest()}
-        try:
-            files: dict[str, str | bytes] = {"__key__": key, extension: data, "json": _json(about)}
-            return files if caption is None else files | {"txt": caption.encode()}
-        except UnicodeEncodeError as error:  # half a surrogate pair, say
-            return SkippedSampleError(SkipReason.CORRUPT_METADATA, str(error))
-
-    async def _image(self, session: FetchSession, url: str, digests: Mapping[str, str]) -> bytes:
-        """From the cache, or fetched and put there. Files are touched off the event loop, which must not wait."""
-        images, name = self.reader.images, json.dumps([url, digests])
-        if images is None:
-            return await session.fetch(url, digests=digests)
-        data = await asyncio.to_thread(_cached, images, name)
-        if data is None:
-            data = await session.fetch(url, digests=digests)
-            await asyncio.to_thread(_keep, images, name, data)
-        return data
-
-    def _count(self, url: str, cause: str | None) -> None:
-        if self.reader.rot is not None:
-            self.reader.rot.add(url, cause)
+        if self._here is None or self._here[0] != os.getpid():
+            rows = UrlRows(self.reader.row_settings, self.rows, self._outcomes)
+            self._here = os.getpid(), FetchThread(self.reader.fetcher), rows
+        return self._here[1], self._here[2]
 
 
-def _known(error: SkippedSampleError) -> "Future[Found]":
-    future: Future[Found] = Future()
-    future.set_result(error)
-    return future
-
-
-def _text(row: Row, columns: Sequence[str]) -> str | None:
-    return next((row[column] for column in columns if isinstance(row.get(column), str)), None)
-
-
-def _json(row: Row) -> bytes:
-    """Without NaN, which is no JSON; what JSON has no form for (a date) becomes text."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(plain, ensure_ascii=False, default=str).encode()
-
-
-def _cached(images: FolderCache, name: str) -> bytes | None:
-    file = images.open(name)
-    if file is None:
-        return None
-    with file:
-        return file.read()
-
-
-def _keep(images: FolderCache, name: str, data: bytes) -> None:
-    """A cache with no room is no reason to stop: the image is here."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    try:
-        images.put(name, write)
-    except OSError as error:
-        warnings.warn(f"data.reader.images: {error}", stacklevel=2)
+def _digest(data: object) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]

@@ -102,7 +102,7 @@ class MisbehavingServer:
                     await self._answer(path, writer)
                 finally:
                     self.busy -= 1
-                if path.split("/")[1] in ("truncated", "hang_up", "garbage"):
+                if path.split("/")[1] in ("truncated", "cut_once", "hang_up", "garbage"):
                     break
         except (ConnectionError, asyncio.CancelledError):
             pass
@@ -133,6 +133,7 @@ class MisbehavingServer:
             "gone": lambda: answer(b"no", "410 Gone"),
             "forbidden": lambda: answer(b"no", "403 Forbidden"),
             "flaky": lambda: answer(b"no", "500 Oops") if first else answer(jpg),
+            "cut_once": lambda: answer(jpg[:-50] if first else jpg, length=len(jpg)),
             "broken": lambda: answer(b"no", "503 Unavailable"),
             "busy": lambda: answer(b"no", "429 Too Many Requests", Retry_After="0"),
             "busy_long": lambda: answer(b"no", "429 Too Many Requests", Retry_After="3600"),

@@ -54,7 +54,7 @@ def fetch(*urls: str, digests: dict[str, str] | None = None, **settings: Any) ->
 
 
 @pytest.mark.parametrize(
-    "path", ["ok", "octets", "untyped", "lies_png", "redirect", "flaky", "slow", "other_bot"]
+    "path", ["ok", "octets", "untyped", "lies_png", "redirect", "flaky", "cut_once", "slow", "other_bot"]
 )
 def test_what_is_alive_arrives(server: MisbehavingServer, path: str) -> None:
     assert fetch(server.url(f"/{path}/7")) == [picture(7)]
@@ -86,7 +86,7 @@ CAUSES = {
     "html_as_jpg": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
     "empty": (SkipReason.FETCH_NOT_AN_IMAGE, 1),
     "opted_out": (SkipReason.FETCH_OPTED_OUT, 1),
-    "truncated": (SkipReason.FETCH_TRUNCATED, 1),
+    "truncated": (SkipReason.FETCH_TRUNCATED, 3),
     "huge": (SkipReason.FETCH_TOO_LARGE, 1),
     "endless": (SkipReason.FETCH_TOO_LARGE, 1),
     "loop": (SkipReason.FETCH_REDIRECTS, 1),

@@ -239,8 +239,9 @@ def test_numbers_may_be_endless_and_are_taken_only_so_far_ahead(
     assert [next(samples)["txt"] for _ in range(4)] == [b"row 0", b"row 1", b"row 2", b"row 0"]
     assert len(taken) == 8
     samples.close()
-    with pytest.raises(ValueError, match=r"data\.reader\.ahead=0 must be at least 1"):
-        make_reader(ahead=0)
+    for name, value, least in (("ahead", 0, 1), ("ahead_bytes", 0, 1), ("ask_again", -1.0, 0)):
+        with pytest.raises(ValueError, match=rf"data\.reader\.{name}={value} must be at least {least}"):
+            make_reader(**{name: value})
 
 
 def test_a_slow_url_that_is_due_lets_the_others_go_on(
@@ -265,7 +266,7 @@ def test_what_was_fetched_is_kept(
     first = captions(source, range(3))
     assert first == ["row 0", SkipReason.FETCH_NOT_FOUND, "row 2"]
     assert captions(source, range(3)) == first
-    assert sorted(server.contacts) == ["/not_found/1", "/not_found/1", "/ok/0", "/ok/2"]
+    assert sorted(server.contacts) == ["/not_found/1", "/ok/0", "/ok/2"]
     for path in (tmp_path / "images").glob("??/*"):  # damaged entries are fetched again
         if path.suffix != ".b2" and path.name != "lock":
             path.write_bytes(b"damaged")
@@ -278,9 +279,7 @@ def test_a_cache_without_room_stops_nothing(
 ) -> None:
     reader = make_reader(images=FolderCache(folder=str(tmp_path / "images"), max_bytes=10))
     source = reader([write_table(good(server, 1))], filters=ALL)
-    with pytest.warns(
-        UserWarning, match=r"data\.reader\.images: .* do not fit into a cache of 10"
-    ):
+    with pytest.warns(UserWarning, match=r"data\.reader\.images: .* do not fit into a cache of 10"):
         assert captions(source, [0]) == ["row 0"]
 
 

@@ -1,0 +1,189 @@
+"""Dead URLs: asked once, remembered by all, counted once, and replaced before anybody waits for it."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from rfdit.data.fetch import Fetcher
+from rfdit.data.filters import Filters
+from rfdit.data.folder_cache import FolderCache
+from rfdit.data.request_limits import ByteBudget
+from rfdit.data.rot import RotLog
+from rfdit.data.skips import SkippedSampleError
+from rfdit.data.url_rows import Found
+from rfdit.data.url_table import UrlSource, UrlTables
+from tests.data.misbehaving_server import MisbehavingServer, picture
+
+Open = Callable[..., UrlSource]
+
+
+@pytest.fixture
+def server() -> Iterator[MisbehavingServer]:
+    with MisbehavingServer() as server:
+        yield server
+
+
+@pytest.fixture
+def opened(server: MisbehavingServer, tmp_path: Path) -> Open:
+    """Opens a table of these paths of the server."""
+
+    def open_table(
+        paths: Sequence[str], *, fetcher: dict[str, Any] | None = None, **settings: Any
+    ) -> UrlSource:
+        quick = {"allow_networks": ["127.0.0.1"], "per_host": 64, "retries": 0, "read_timeout": 2.0}
+        table = tmp_path / "table.parquet"
+        if not table.exists():
+            rows = [{"URL": server.url(path), "TEXT": path} for path in paths]
+            parquet.write_table(pa.Table.from_pylist(rows), table)
+        rot = RotLog(folder=str(tmp_path / "rot"))
+        reader = UrlTables(
+            **{
+                "fetcher": Fetcher(**quick | (fetcher or {})),
+                "index_folder": str(tmp_path / "index"),
+                "rot": rot,
+            }
+            | settings
+        )
+        return reader([str(table)], filters=Filters())
+
+    return open_table
+
+
+def told(found: Found) -> str:
+    return str(found.reason) if isinstance(found, SkippedSampleError) else bytes(found["txt"]).decode()
+
+
+def read(source: UrlSource, numbers: Sequence[int]) -> list[str]:
+    return [told(found) for found in source.samples(numbers)]
+
+
+DEAD = ["/not_found/0", "/html/1", "/broken/2", "/truncated/3"]
+CAUSES = ["fetch_not_found", "fetch_not_an_image", "fetch_server_error", "fetch_truncated"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_dead_are_asked_once_by_all_processes_together(
+    server: MisbehavingServer, opened: Open, kept: bool
+) -> None:
+    source = opened(DEAD, **({} if kept else {"rot": None}))
+    context = multiprocessing.get_context("fork")
+    for _ in range(2):
+        worker = context.Process(target=read, args=(source, range(4)))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+    assert read(source, range(4)) == CAUSES
+    assert sorted(server.contacts) == sorted(DEAD)
+    if kept:  # and by a run that is resumed
+        assert read(opened(DEAD), range(4)) == CAUSES
+        assert sorted(server.contacts) == sorted(DEAD)
+
+
+def test_what_may_have_passed_is_asked_again_after_a_while(server: MisbehavingServer, opened: Open) -> None:
+    source = opened(DEAD, ask_again=0.0)
+    for _ in range(3):
+        assert read(source, range(4)) == CAUSES
+    assert [server.contacts.count(path) for path in DEAD] == [1, 1, 3, 3]
+
+
+def test_other_rules_for_what_is_alive_begin_anew(server: MisbehavingServer, opened: Open) -> None:
+    paths = ["/opted_out/0", "/not_found/1"]
+    assert read(opened(paths), range(2)) == ["fetch_opted_out", "fetch_not_found"]
+    source = opened(paths, fetcher={"opt_out": []})
+    assert read(source, range(2)) == ["/opted_out/0", "fetch_not_found"]
+    assert source.reader.rot is not None
+    assert source.reader.rot.total().summary() == "1 of 2 URLs alive; dead: 1 fetch_not_found"
+    assert len(server.contacts) == 4
+
+
+def test_the_report_counts_urls_and_not_requests(
+    server: MisbehavingServer, opened: Open, tmp_path: Path
+) -> None:
+    source = opened(["/ok/0", "/flaky/1", *DEAD], ask_again=0.0)
+    rot = source.reader.rot
+    assert rot is not None
+    assert read(source, [1]) == ["fetch_server_error"]
+    assert rot.total().report()["worst_hosts"] == {"127.0.0.1": {"dead": 1, "fetch_server_error": 1}}
+    assert read(source, [1]) == ["/flaky/1"]  # alive after all
+    assert rot.total().report()["worst_hosts"] == {}
+    for _ in range(3):
+        read(source, range(6))
+    assert len(server.contacts) > 12
+    rot._report()
+    report = json.loads((tmp_path / "rot/rot.json").read_text())
+    dead = dict.fromkeys(CAUSES, 1)
+    assert (report["urls"], report["alive"], report["dead"]) == (6, 2, dead)
+    assert report["worst_hosts"] == {"127.0.0.1": {"dead": 4} | dead}
+
+
+def test_a_substitute_is_fetched_as_soon_as_a_failure_is_known(
+    server: MisbehavingServer, opened: Open
+) -> None:
+    paths = ["/never/0", "/not_found/1", "/html/2", "/ok/3", "/ok/4"]
+    source = opened(paths)
+    samples = source.samples_or_substitutes([(0, iter([1, 4])), (1, iter([2, 3, 4])), (3, iter([2]))])
+    first = next(samples)  # it hangs until its time is up; the others' substitutes do not wait for that
+    assert server.contacts.index("/ok/3") < len(server.contacts) - 1
+    assert server.contacts[-1] == "/ok/4"
+    assert told(first) == "fetch_timeout"
+    second, third = samples
+    assert told(second) == "fetch_not_found"
+    assert [found.substitute and told(found.substitute) for found in (first, second)] == ["/ok/4", "/ok/3"]
+    assert told(third) == "/ok/3"
+    # Of what was known to be dead, nothing was asked for twice: 1 as its own and as a substitute of 0.
+    assert sorted(set(server.contacts)) == sorted(paths)
+    assert [server.contacts.count(path) for path in paths[:3]] == [1, 1, 1]
+    # The next time nobody waits for it.
+    server.contacts.clear()
+    [again] = source.samples_or_substitutes([(0, iter([1, 4]))])
+    assert isinstance(again, SkippedSampleError)
+    assert again.substitute is not None
+    assert server.contacts == ["/ok/4"]
+
+
+def test_where_all_substitutes_are_dead_there_is_none(server: MisbehavingServer, opened: Open) -> None:
+    source = opened([f"/not_found/{i}" for i in range(20)])
+    [found] = source.samples_or_substitutes([(0, iter(range(1, 20)))])
+    assert isinstance(found, SkippedSampleError)
+    assert found.substitute is None
+    assert len(server.contacts) == 9  # not all that there may be
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_held_ahead_is_bounded(
+    server: MisbehavingServer,
+    opened: Open,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cached: bool,
+) -> None:
+    totals: list[int] = []
+
+    class Watched(ByteBudget):
+        async def take(self, place: int, size: int) -> None:
+            await super().take(place, size)
+            totals.append(self.total)
+
+    monkeypatch.setattr("rfdit.data.url_table.ByteBudget", Watched)
+    # While the first hangs, what comes after it is kept for later.
+    paths = ["/never/0", *(f"/ok/{i}" for i in range(1, 40))]
+    expected = ["fetch_timeout", *paths[1:]]
+    sizes = [len(picture(i)) for i in range(1, 40)]
+    images = FolderCache(folder=str(tmp_path / "images"), max_bytes=10**7) if cached else None
+    limit = 4 * max(sizes)
+    source = opened(paths, ahead_bytes=limit, images=images, ask_again=0.0)
+    for _ in range(2 if cached else 1):
+        totals.clear()
+        assert read(source, range(40)) == expected
+        assert limit - max(sizes) < max(totals) <= limit + max(sizes)
+    # With room enough, all are fetched meanwhile.
+    totals.clear()
+    source = opened(paths, ahead_bytes=10**9, images=images, ask_again=0.0)
+    assert read(source, range(40)) == expected
+    assert max(totals) == sum(sizes)
