@@ -26,13 +26,13 @@ SMALL = [
 ]  # fmt: skip
 
 
-def command(run: str, shards: Path, *overrides: str, ranks: int) -> list[str]:
+def command(run: str, shards: Path, *overrides: str, ranks: int, data: str = "laion") -> list[str]:
     torchrun = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     )
     ddp = ["strategy=ddp", f"trainer.devices={ranks}"] if ranks > 1 else []
     return [
-        sys.executable, *torchrun, str(ROOT / "train.py"), f"run_dir={run}", "data=laion", f"data.shards={shards}",
+        sys.executable, *torchrun, str(ROOT / "train.py"), f"run_dir={run}", f"data={data}", f"data.shards={shards}",
         f"+callbacks.recorder.folder={run}/record", *SMALL, *ddp, *overrides,
     ]  # fmt: skip
 
@@ -70,9 +70,9 @@ def wait_for_step(record: Path, step: int, process: "subprocess.Popen[str]") -> 
     raise AssertionError(process.communicate(timeout=10)[0])
 
 
-def run(run_dir: str, shards: Path, cwd: Path, *overrides: str, ranks: int) -> None:
+def run(run_dir: str, shards: Path, cwd: Path, *overrides: str, ranks: int, data: str = "laion") -> None:
     done = subprocess.run(
-        command(run_dir, shards, *overrides, ranks=ranks), cwd=cwd, env=environment(cwd / "cache"),
+        command(run_dir, shards, *overrides, ranks=ranks, data=data), cwd=cwd, env=environment(cwd / "cache"),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -99,7 +99,7 @@ class MisbehavingServer:
                 self.busy += 1
                 self.busiest = max(self.busy, self.busiest)
                 try:
-                    await self._answer(path, writer)
+                    await self._answer(path, reader, writer)
                 finally:
                     self.busy -= 1
                 if path.split("/")[1] in ("truncated", "cut_once", "hang_up", "garbage"):
@@ -109,11 +109,14 @@ class MisbehavingServer:
         finally:
             writer.close()
 
-    async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behaviour = path.split("/")[1]
         self._seen[path] += 1
         special = getattr(self, f"_do_{behaviour}", None)
-        if special is not None:
+        if behaviour == "never":
+            while not reader.at_eof():  # as long as the client waits
+                await asyncio.sleep(0.05)
+        elif special is not None:
             await special(path, writer)
         else:
             writer.write(self._plain(behaviour, path))
@@ -126,6 +129,7 @@ class MisbehavingServer:
             "ok": lambda: answer(jpg),
             "png": lambda: answer(picture(seed, "png"), kind="image/png"),
             "webp": lambda: answer(picture(seed, "webp"), kind="image/webp"),
+            "large": lambda: answer(picture(seed, "bmp", side=700), kind="image/bmp"),
             "octets": lambda: answer(jpg, kind="application/octet-stream"),
             "untyped": lambda: answer(jpg, kind=None),
             "lies_png": lambda: answer(jpg, kind="image/png"),
@@ -161,9 +165,6 @@ class MisbehavingServer:
     @staticmethod
     def _to(url: str) -> bytes:
         return answer(b"", "302 Found", Location=url)
-
-    async def _do_never(self, path: str, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(3600)
 
     async def _do_slow(self, path: str, writer: asyncio.StreamWriter) -> None:
         """Some good pictures take a while."""

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,14 @@ def test_what_is_held_ahead_is_bounded(
     source = opened(paths, ahead_bytes=10**9, images=images, ask_again=0.0)
     assert read(source, range(40)) == expected
     assert max(totals) == sum(sizes)
+
+
+def test_waiting_for_room_is_not_the_servers_fault(opened: Open) -> None:
+    paths = [f"/large/{i}" for i in range(4)]  # larger than what the system and aiohttp hold back
+    source = opened(paths, ahead_bytes=10**6, fetcher={"read_timeout": 3.0, "total_timeout": 3.0})
+    samples = source.samples([0, 1, 2, 3])
+    found = [next(samples)]
+    time.sleep(4)  # a slow consumer
+    found += samples
+    assert [told(sample) for sample in found] == paths
+    assert [sample["bmp"] == picture(i, "bmp", side=700) for i, sample in enumerate(found)] == [True] * 4
