@@ -428,8 +428,10 @@ def test_torchrun_and_sweeps_share_the_work(write_numbered: WriteNumbered, tmp_p
     two, sweep = (read_manifest(str(tmp_path / out / "latents.json")) for out in ("two", "sweep"))
     assert dataclasses.replace(two, command=sweep.command) == sweep
     # What finishes a cache is one process, whoever began it.
-    assert two.command.startswith(f"cd {tmp_path} && python -m rfdit.data.encode {DATA[0]}")
-    assert "part" not in sweep.command
+    assert two.command.startswith(f"cd {tmp_path} && python -m rfdit.data.encode 'data.shards=[")
+    assert " out=sweep " in sweep.command
+    assert "part=" not in sweep.command
+    assert "parts=" not in sweep.command
     assert names(tmp_path) == ["000.tar", "001.tar", "002.tar", "sweep", "two"]
     assert names(tmp_path / "sweep") == [*names(tmp_path / "two"), "multirun.yaml"]
     # A process with a bad shard ends last, so that torchrun does not end the others before.
