@@ -1,5 +1,7 @@
 """A pretrained module that stands beside the model."""
 
+import hashlib
+
 import torch
 from torch import nn
 
@@ -15,6 +17,14 @@ class Frozen:
     def __init__(self, module: nn.Module) -> None:
         self._module = module.eval().requires_grad_(False)
         self._place: tuple[torch.device, torch.dtype] | None = None
+        self._digest: str | None = None
+
+    def digest(self) -> str:
+        """Of the weights as they were loaded, so it is first asked for before they lose bits in `on`."""
+        if self._digest is None:
+            assert self._place is None or self._place[1] == torch.float32, "the weights have lost bits"
+            self._digest = weights_digest(self._module)
+        return self._digest
 
     def on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The module, on a device in a dtype."""
@@ -25,3 +35,18 @@ class Frozen:
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Frozen":
         return self
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's weights: sorted names, shapes and values.
+
+    Floating-point values count as float32, so that a file in half precision and the module that was
+    loaded from it are the same.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        values = tensor.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+        digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
+        digest.update(values.contiguous().reshape(-1).numpy())
+    return digest.hexdigest()

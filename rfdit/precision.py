@@ -13,6 +13,7 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class EncoderPrecision:

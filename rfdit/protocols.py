@@ -35,3 +35,16 @@ class TextEncoder(Protocol):
         empty caption, which stands for no caption, is a caption too. Float32.
         """
         ...
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """An encoder with weights that training does not change, so that what it computes can be cached."""
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded, wherever that was; asked for before the first use."""
+        ...
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic it uses on a device."""
+        ...

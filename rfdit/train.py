@@ -4,7 +4,7 @@ import logging
 import os
 import shlex
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from rfdit.callbacks import GracefulStop
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, build_network, register, validate
+from rfdit.data.latent_manifest import weights_of
+from rfdit.data.latents import LatentDecoder
 from rfdit.model.cost import count_parameters
 from rfdit.training.checkpoint import (
     changed_settings,
@@ -59,7 +61,15 @@ def build_training(config: dict[str, Any]) -> Training:
         compile_blocks=config["compile"],
         record={"config": config, "latents": autoencoder.contract.as_dict()},
     )
-    return Training(module=module, data=build(config["data"]), trainer=trainer)
+    data = build(config["data"])
+    if isinstance(decoder := getattr(data, "decoder", None), LatentDecoder):
+        # Only the run itself knows the weights that it has loaded. A conditioner of labels has no encoder.
+        encoder = getattr(network.conditioner, "encoder", None)
+        weights = weights_of("autoencoder", config["autoencoder"], autoencoder)
+        data.decoder = replace(
+            decoder, weights=weights | weights_of("text_encoder", config["text_encoder"], encoder)
+        )
+    return Training(module=module, data=data, trainer=trainer)
 
 
 def find_resume(ckpt: str | None, run_dir: Path) -> Path | None:

@@ -1,9 +1,11 @@
 """From images to a cache and to training from it, as a user would type it."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import rfdit.data.encode
 from tests.command_line import CommandLine, metrics
@@ -56,3 +58,53 @@ def test_a_run_that_the_cache_does_not_fit_is_refused(
     assert cli.error("train", *cached, *encoders, "data.flip=true").startswith("data.flip is no setting")
     message = cli.error("train", *cached, *encoders, f"data.shards={emoji_shard}")
     assert "latents.json does not exist" in message
+
+
+def copied(folder: Path, to: Path, *, changed: bool) -> str:
+    """The same pretrained model elsewhere, or one that differs in one weight."""
+    shutil.copytree(folder, to)
+    (file,) = to.glob("*.safetensors")
+    weights = load_file(file)
+    if changed:
+        name = next(name for name in sorted(weights) if weights[name].is_floating_point())
+        weights[name].view(-1)[0] += 0.5
+    save_file(weights, file, metadata={"format": "pt"})
+    return str(to)
+
+
+def test_other_weights_are_refused_wherever_they_are(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, emoji_shard: Path, encoders: list[str], assets: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    encode(monkeypatch, "out=cache", f"data.shards={emoji_shard}", *encoders)
+    training = ["data=latents", "data.shards=cache", "data.resolution=64", "patch=p2", "trainer.max_steps=1"]
+    taesd, minilm = assets / "autoencoder/taesd", assets / "text_encoder/minilm"
+    same = [
+        f"autoencoder.source={copied(taesd, tmp_path / 'a', changed=False)}",
+        f"text_encoder.source={copied(minilm, tmp_path / 'b', changed=False)}",
+    ]
+    cli.train("run_dir=same", *training, *encoders, *same)
+    other = f"autoencoder.source={copied(taesd, tmp_path / 'c', changed=True)}"
+    message = cli.error("train", "run_dir=run", *training, *encoders, other)
+    assert f"do not fit this run: {other} has the weights " in message
+    assert f"of autoencoder.source={taesd}); set what the cache has, or encode anew" in message
+    other = f"text_encoder.source={copied(minilm, tmp_path / 'd', changed=True)}"
+    message = cli.error("train", "run_dir=run", *training, *encoders, other)
+    assert f"do not fit this run: {other} has the weights " in message
+    cli.train("run_dir=captions", *training, *encoders, other, "data.decoder.text=false")
+    # Encoding on with other weights would mix them.
+    with pytest.raises(SystemExit, match=r"holds latents that were made otherwise: .* has the weights"):
+        encode(monkeypatch, "out=cache", f"data.shards={emoji_shard}", *encoders, other)
+
+
+def test_cached_latents_have_no_buckets(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, emoji_shard: Path
+) -> None:
+    encode(monkeypatch, "out=cache", f"data.shards={emoji_shard}", "autoencoder=identity")
+    message = cli.error(
+        "train", "run_dir=run", "data=latents", "data.shards=cache", "data.resolution=64", "buckets=aspect"
+    )
+    assert message == (
+        "buckets=aspect does not fit cached latents, which are all of one data.resolution; use buckets=none, or "
+        "images (data=laion)"
+    )

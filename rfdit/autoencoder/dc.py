@@ -1,5 +1,7 @@
 """Deep-compression autoencoders: 32 pixels to a latent pixel."""
 
+import torch
+
 from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.autoencoder.frozen_halves import FrozenHalves, check_divisible
 from rfdit.autoencoder.pretrained import check_declared, load_pretrained
@@ -60,3 +62,11 @@ class DCAutoencoder:
         """Normalised latents -> images clipped to [-1, 1], float32."""
         raw = self.contract.denormalise(latents.float())
         return self._halves.run(lambda ae, z: ae.decode(z).sample, raw).clamp(-1, 1)
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._halves.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._halves.dtype_on(device)

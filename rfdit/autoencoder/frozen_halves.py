@@ -42,6 +42,14 @@ class FrozenHalves:
             outputs = [half(module, part).float() for part in slices]
         return torch.cat(outputs).contiguous()
 
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._frozen.digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._precision.on(device)
+
 
 def check_divisible(images: Tensor, downsampling: int) -> None:
     """Refuses images whose sides the autoencoder would round.

@@ -71,3 +71,11 @@ class KLAutoencoder:
         """Normalised latents -> images clipped to [-1, 1], float32."""
         raw = self.contract.denormalise(latents.float())
         return self._halves.run(lambda ae, z: ae.decode(z).sample, raw).clamp(-1, 1)
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._halves.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._halves.dtype_on(device)

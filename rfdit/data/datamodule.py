@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from rfdit.batch import Batch
 from rfdit.data.buckets import AspectBuckets
 from rfdit.data.filters import Filters
+from rfdit.data.latents import LatentDecoder
 from rfdit.data.plan import Bucket, EndlessPlan, FinitePlan, Plan, Progress, bucketed, rebatched
 from rfdit.data.sample import Decoder
 from rfdit.data.shards import Shards, resolve_shards
@@ -72,6 +73,11 @@ class StreamDataModule(L.LightningDataModule):
                 raise ValueError(f"data.{name}={value} must be at least {least}")
         if shuffle_shards < 1:
             raise ValueError(f"data.shuffle_shards={shuffle_shards} must be at least 1")
+        if buckets is not None and isinstance(decoder, LatentDecoder):
+            raise ValueError(
+                "buckets=aspect does not fit cached latents, which are all of one data.resolution; use buckets=none, "
+                "or images (data=laion)"
+            )
         self.shards, self.val_shards = shards, val_shards
         self.reader, self.decoder, self.filters, self.buckets = reader, decoder, filters, buckets
         self.size = _size(resolution)

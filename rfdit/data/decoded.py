@@ -16,6 +16,7 @@ from rfdit.data.skips import SkippedSampleError, SkipReason
 from rfdit.data.source import Source
 
 PREFETCHED_CHUNKS = 2  # per worker
+SECONDS_TO_STOP = 120  # that a worker lives on after a SIGTERM
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class _Chunks(IterableDataset[_Chunk]):
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the workers end with their parent."""
+    """Ctrl-C, and often SIGTERM, reach the whole process group; the workers end with their parent.
+
+    A worker that died first would make the parent's end an error.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_TO_STOP))

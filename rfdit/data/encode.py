@@ -1,29 +1,37 @@
 """Image shards to shards of cached latents: `python -m rfdit.data.encode out=FOLDER ...`."""
 
 import os
-import re
-import signal
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from hashlib import blake2b
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
 import torch
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.data.encode_progress import EncodeProgress
-from rfdit.data.latent_manifest import MANIFEST, LatentManifest, read_manifest, write_text
+from rfdit.data.latent_manifest import (
+    MANIFEST,
+    LatentManifest,
+    agree,
+    arithmetic_of,
+    read_manifest,
+    weights_of,
+)
+from rfdit.data.latent_names import shard_names
 from rfdit.data.latents import check_dtype
 from rfdit.data.shard_encoder import Encoders, ShardEncoder, ShardError, listed
 from rfdit.data.shards import resolve_shards
+from rfdit.data.stop_signal import Stopped, StopSignal
+from rfdit.data.unfinished_files import remove_abandoned
 from rfdit.protocols import TextEncoder
 from rfdit.training.checkpoint import EQUIVALENT
 from rfdit.training.trainer import pick_device
@@ -76,34 +84,20 @@ def check(config: dict[str, Any]) -> None:
         raise ValueError(
             "data.flip=true cannot be cached: latents are those of one crop; use data.flip=false"
         )
-    if data.get("buckets") is not None:
+    check_buckets(data.get("buckets"))
+
+
+def check_buckets(buckets: object) -> None:
+    """Raises ValueError for any."""
+    if buckets is not None:
         raise ValueError(
-            "data.buckets cannot be cached: latents are those of one data.resolution; use data.buckets=null"
+            "buckets=aspect cannot be cached: all latents of a cache are of one data.resolution; use buckets=none"
         )
-
-
-def shard_names(shards: Sequence[str]) -> dict[str, str]:
-    """A name for the latents of each shard: its own, and a hash where two would have the same."""
-    places = [
-        shard if "://" in shard or shard.startswith("pipe:") else os.path.abspath(shard) for shard in shards
-    ]
-    stems = [_stem(place) for place in places]
-    shared = {stem for stem, n in Counter(stems).items() if n > 1}
-    names = {}
-    for stem, place in zip(stems, places, strict=True):
-        mark = f"-{blake2b(place.encode(), digest_size=4).hexdigest()}" if stem in shared else ""
-        names[stem + mark] = place
-    return names
-
-
-def _stem(place: str) -> str:
-    name = os.path.basename(place.partition("?")[0].rstrip("/") if "://" in place else place)
-    return re.sub(r"[^\w.-]+", "_", re.sub(r"\.(tar|parquet|csv|tsv|jsonl?)(\.gz)?$", "", name)) or "shard"
 
 
 def identity(node: dict[str, Any] | None) -> dict[str, Any] | None:
     """The settings of an encoder that decide what it computes."""
-    places = EQUIVALENT | {"slice_size"}
+    places = EQUIVALENT | {"slice_size", "pretrained"}  # the weights are known by their digest
     return node and {name: value for name, value in node.items() if name not in places}
 
 
@@ -111,18 +105,6 @@ def image_size(resolution: int | Sequence[int]) -> tuple[int, int]:
     """(height, width)."""
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     return height, width
-
-
-def agree(manifest: LatentManifest, out: Path) -> None:
-    """Writes the manifest; raises ValueError if `out` has one that says something else."""
-    place = out / MANIFEST
-    if not place.exists():
-        write_text(place, manifest.to_json())
-    differences = read_manifest(str(place)).differences(manifest)
-    if differences:
-        raise ValueError(
-            f"out={out} holds latents that were made otherwise: {', '.join(differences)}; give another out"
-        )
 
 
 def frozen_text_encoder(node: dict[str, Any] | None) -> TextEncoder | None:
@@ -136,9 +118,11 @@ def frozen_text_encoder(node: dict[str, Any] | None) -> TextEncoder | None:
     return encoder
 
 
-def encode(config: dict[str, Any]) -> None:
+def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = None) -> None:
     """Encodes this process's share of a validated configuration's shards, as far as they are missing.
 
+    command: what a shell has to run to encode all that is missing, for the manifest.
+    stop: what may end it early, by raising Stopped.
     Raises ValueError for settings that cannot be, and at the end for shards that could not be read.
     """
     check(config)
@@ -152,7 +136,8 @@ def encode(config: dict[str, Any]) -> None:
         data["reader"]["rot"] = None  # each shard's report has its counts
     reader, shards = build(data["reader"]), data["shards"]
     given = build(shards) if isinstance(shards, dict) else shards
-    names = shard_names(resolve_shards(given, suffixes=reader.suffixes))
+    known = read_manifest(str(out / MANIFEST)).shards if (out / MANIFEST).exists() else {}
+    names = shard_names(resolve_shards(given, suffixes=reader.suffixes), known)
     autoencoder, text_encoder = build(config["autoencoder"]), frozen_text_encoder(config["text_encoder"])
     decoder = build(data["decoder"])
     decoder.check(list(names.values()), size)
@@ -162,11 +147,16 @@ def encode(config: dict[str, Any]) -> None:
         dtype=config["dtype"],
         autoencoder=identity(config["autoencoder"]) or {},
         text_encoder=identity(config["text_encoder"]),
+        weights=weights_of("autoencoder", config["autoencoder"], autoencoder)
+        | weights_of("text_encoder", config["text_encoder"], text_encoder),
+        arithmetic=arithmetic_of(device, autoencoder=autoencoder, text_encoder=text_encoder),
         decoder=data["decoder"],
         filters=data["filters"],
         shards=names,
+        command=command,
     )
     agree(manifest, out)
+    remove_abandoned(out)
     mine = share.of(sorted(names))
     with EncodeProgress(shards=len(mine), shown=share.index == 0) as progress:
         encoder = ShardEncoder(
@@ -184,6 +174,7 @@ def encode(config: dict[str, Any]) -> None:
                 dtype=config["dtype"],
             ),
             progress=progress,
+            stop=stop or StopSignal(),
         )
         failures = encode_missing(encoder, {name: names[name] for name in mine})
     tell(encoder, mine, share)
@@ -196,13 +187,21 @@ def encode(config: dict[str, Any]) -> None:
 
 
 def encode_missing(encoder: ShardEncoder, shards: dict[str, str]) -> list[str]:
-    """Encodes the shards that are not there yet; returns why some could not be."""
+    """Encodes the shards that are not there yet, or have changed since; returns why some could not be."""
+    failures, outdated = [], 0
+    for name in filter(encoder.finished, shards):
+        try:
+            outdated += encoder.outdated(name, shards[name])
+        except ShardError as error:
+            failures.append(str(error))
+    if outdated:
+        print(f"{outdated} shards have changed since they were encoded, and are encoded again", flush=True)
     missing = [name for name in shards if not encoder.finished(name)]
     encoder.progress.start(finished=len(shards) - len(missing))
-    failures = []
     for name in missing:
         try:
-            encoder(name, shards[name])
+            with encoder.stop.deferred():
+                encoder(name, shards[name])
         except ShardError as error:  # one bad shard must not end a job of thousands
             failures.append(str(error))
         encoder.progress.next_shard()
@@ -227,8 +226,22 @@ def wait_for_others() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def command_line(overrides: Sequence[str], *, whole: bool) -> str:
+    """The command that was given; `whole`: that does what is left of all parts, from any folder."""
+    module = ["-m", "rfdit.data.encode"]
+    if whole:
+        kept = [override for override in overrides if not override.startswith(("part=", "parts="))]
+        return f"cd {shlex.quote(os.getcwd())} && {shlex.join(['python', *module, *kept])}"
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    start = ["python"] if processes is None else ["torchrun", f"--nproc-per-node={processes}"]
+    return shlex.join([*start, *module, *overrides])
+
+
+def _tell_stopped(out: Path, command: str) -> None:
+    place = out / MANIFEST
+    shards = read_manifest(str(place)).shards if place.exists() else {}
+    done = sum((out / f"{name}.json").exists() for name in shards)
+    print(f"stopped with {done} of {len(shards)} shards in {out}; go on with: {command}", flush=True)
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="encode", version_base="1.3")
@@ -236,10 +249,17 @@ def _main(cfg: DictConfig) -> None:
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A scheduler's SIGTERM ends the shard at hand like Ctrl-C, without an unfinished file.
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    stop = StopSignal()
+    stop.install()
+    overrides = list(HydraConfig.get().overrides.task)
     with explain_errors("encode", ValueError, OSError):
-        encode(validate(cfg))
+        check_buckets(OmegaConf.select(cfg, "data.buckets"))  # it asks for settings that only a model has
+        try:
+            encode(validate(cfg), command_line(overrides, whole=True), stop)
+        except Stopped as stopped:
+            if int(os.environ.get("RANK", 0)) == 0:
+                _tell_stopped(Path(cfg.out).expanduser(), command_line(overrides, whole=False))
+            raise SystemExit(128 + stopped.args[0]) from None
 
 
 def main() -> None:

@@ -1,20 +1,31 @@
 """Cached latents: how a sample is stored, and how it becomes a sample of a batch again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+import fsspec
 import torch
 from jaxtyping import Float
 from safetensors import torch as safetensors
 from torch import Tensor
 
 from rfdit.batch import Condition
-from rfdit.data.latent_manifest import CROP, mismatches, place_of, read_manifest
+from rfdit.data.latent_manifest import (
+    CROP,
+    LatentManifest,
+    beside,
+    mismatches,
+    other_weights,
+    place_of,
+    read_manifest,
+)
 from rfdit.data.sample import RawSample, Sample
 from rfdit.data.skips import SkippedSampleError, SkipReason
 
 EXTENSION = "safetensors"
+QUESTIONS = 32  # asked at once
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -72,7 +83,11 @@ class LatentDecoder:
 
     autoencoder, text_encoder: the run's settings of both, which must be those the cache was made with.
     text: use the cache's text features, if it has them; otherwise captions are encoded while training.
-    manifest: path or URL of the cache's latents.json, if it is not beside the shards.
+    manifest: path or URL of the cache's latents.json, if it is not beside the shards. Whether the cache
+        is finished cannot be seen then.
+    partial: whether a cache that is not finished will do.
+    weights: of the encoders that the run has loaded, as `weights_of` describes them; those that are
+        not here are not compared.
 
     Calling it raises SkippedSampleError for a sample without latents, or with a damaged file.
     """
@@ -81,6 +96,8 @@ class LatentDecoder:
     text_encoder: Mapping[str, Any] | None = None
     text: bool = True
     manifest: str | None = None
+    partial: bool = False
+    weights: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
         """size: of the images, which `check` has found to be the cache's."""
@@ -107,25 +124,52 @@ class LatentDecoder:
     def check(self, shards: Sequence[str], size: tuple[int, int]) -> None:
         """Holds the run against what every folder of the shards says of itself.
 
-        Raises ValueError, naming every setting that differs, or if a folder says nothing.
+        Raises ValueError, naming every setting that differs, if a folder says nothing, or if shards of
+        it are still to be encoded.
         """
         places = [self.manifest] if self.manifest else sorted({place_of(shard) for shard in shards})
         for place in places:
-            self._check_folder(place, size)
+            cached = read_manifest(place)
+            self._check_settings(cached, place, size)
+            if not self.manifest and not self.partial:
+                _require_finished(cached, place, shards)
 
-    def _check_folder(self, place: str, size: tuple[int, int]) -> None:
-        cached = read_manifest(place)
+    def _check_settings(self, cached: LatentManifest, place: str, size: tuple[int, int]) -> None:
         differences = [
             *mismatches(cached.autoencoder, self.autoencoder, "autoencoder"),
             *mismatches(cached.resolution, list(size), "data.resolution"),
             *mismatches(cached.crop, CROP, "the crop"),
         ]
         way_out = "set what the cache has, or encode anew with python -m rfdit.data.encode"
+        theirs = dict(cached.weights)
+        text_weights = theirs.pop("text_encoder", None)
+        differences += other_weights(theirs, self.weights)
         if self.text and cached.text_encoder is not None:
             text = list(mismatches(cached.text_encoder, self.text_encoder, "text_encoder"))
+            if text_weights is not None:
+                text += other_weights({"text_encoder": text_weights}, self.weights)
             differences += text
             way_out += "; data.decoder.text=false leaves the cached text features unread" if text else ""
         if differences:
             raise ValueError(
                 f"the latents of {place} do not fit this run: {', '.join(differences)}; {way_out}"
             )
+
+
+def _require_finished(cached: LatentManifest, place: str, shards: Sequence[str]) -> None:
+    """Raises ValueError if a folder lacks shards that belong to it. Those among `shards` are there."""
+    given = set(shards)
+    tars = [tar for name in cached.shards if (tar := beside(place, f"{name}.tar")) not in given]
+    with ThreadPoolExecutor(QUESTIONS) as pool:  # servers answer slowly
+        missing = list(pool.map(_exists, tars)).count(False)
+    if missing:
+        total = len(cached.shards)
+        raise ValueError(
+            f"the latents of {place} are not finished: {total - missing} of {total} shards are there; finish them "
+            f"with `{cached.command}`, or train on what there is with data.decoder.partial=true"
+        )
+
+
+def _exists(place: str) -> bool:
+    filesystem, path = fsspec.core.url_to_fs(place)
+    return bool(filesystem.exists(path))

@@ -1,7 +1,6 @@
 """From one shard of images to one shard of cached latents."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -15,15 +14,18 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from rfdit.batch import Condition, Images
-from rfdit.data.cache_folder import write_atomically
 from rfdit.data.decoded import DecodedSample, decoded_samples
 from rfdit.data.encode_progress import EncodeProgress
 from rfdit.data.filters import Filters
+from rfdit.data.fingerprint import Fingerprint
 from rfdit.data.latent_manifest import write_text
 from rfdit.data.latents import EXTENSION, pack
 from rfdit.data.sample import Decoder
 from rfdit.data.skips import SkipReason
 from rfdit.data.source import Reader, Source
+from rfdit.data.spool import UnreadableShardError
+from rfdit.data.stop_signal import StopSignal
+from rfdit.data.unfinished_files import write_locked
 from rfdit.images import to_float
 from rfdit.protocols import TextEncoder
 
@@ -91,13 +93,33 @@ class ShardEncoder:
     num_workers: int
     encoders: Encoders
     progress: EncodeProgress
+    stop: StopSignal
 
     def finished(self, name: str) -> bool:
         """Whether a shard is there, with its report, which is written last."""
         return (self.out / f"{name}.tar").exists() and (self.out / f"{name}.json").exists()
 
+    def outdated(self, name: str, shard: str) -> bool:
+        """Whether a finished shard was made from another one than is now under that name.
+
+        Its latents are removed then, so that nobody trains from them.
+        Raises ShardError if there is no saying.
+        """
+        report = self.report(name)
+        then = Fingerprint(**report["fingerprint"])
+        try:
+            now = then.now(shard)
+        except UnreadableShardError as error:
+            raise ShardError(str(error)) from None
+        if now is None:
+            (self.out / f"{name}.json").unlink()
+            (self.out / f"{name}.tar").unlink()
+        elif now != then:  # the same bytes: they need not be read again the next time
+            self._write_report(name, report | {"fingerprint": now.as_dict()})
+        return now is None
+
     def report(self, name: str) -> dict[str, Any]:
-        """What became of a finished shard's samples: source, samples, skipped by reason."""
+        """What became of a finished shard's samples: source, its fingerprint, samples, skipped by reason."""
         return json.loads((self.out / f"{name}.json").read_text())
 
     def __call__(self, name: str, shard: str) -> None:
@@ -106,8 +128,9 @@ class ShardEncoder:
         Raises ShardError, leaving nothing behind, if no sample can be read.
         """
         try:
+            fingerprint = Fingerprint.of(shard)
             source = self.reader([shard], filters=self.filters)
-        except ValueError as error:
+        except (ValueError, UnreadableShardError) as error:
             raise ShardError(str(error)) from None
         counts, written = Counter(source.skipped()), 0
 
@@ -121,11 +144,12 @@ class ShardEncoder:
                         tar.write(found)
                         written += 1
             _require_readable(shard, written, counts)
-            file.flush()
-            os.fsync(file.fileno())
 
-        write_atomically(self.out / f"{name}.tar", write)
-        report = {"source": shard, "samples": written, "skipped": dict(sorted(counts.items()))}
+        write_locked(self.out / f"{name}.tar", write)
+        about = {"source": shard, "fingerprint": fingerprint.as_dict()}
+        self._write_report(name, about | {"samples": written, "skipped": dict(sorted(counts.items()))})
+
+    def _write_report(self, name: str, report: Mapping[str, Any]) -> None:
         write_text(self.out / f"{name}.json", json.dumps(report, ensure_ascii=False) + "\n")
 
     def _encoded(self, source: Source) -> Iterator[Files | SkipReason]:
@@ -134,6 +158,7 @@ class ShardEncoder:
         samples = decoded_samples(source, self.decoder, self.size, chunk=batch_size, workers=self.num_workers)
         with closing(samples):
             for seen, sample in enumerate(samples, start=1):
+                self.stop.check()
                 if isinstance(sample, SkipReason):
                     yield sample
                 else:

@@ -70,21 +70,8 @@ class Spool:
         raise ValueError(f"data.reader.spool_gb is too small for the shards that are needed at once ({url})")
 
     def identity(self, url: str) -> list[Any]:
-        """What changes when the shard does, as plain data; raises UnreadableShardError without the shard.
-
-        The output of a command has no such thing: it is taken to be always the same.
-        """
-        if url.startswith("pipe:"):
-            return [url]
-        try:
-            if not is_remote(url):
-                status = os.stat(url)
-                return [os.path.realpath(url), status.st_size, status.st_mtime_ns]
-            filesystem, path = fsspec.core.url_to_fs(url, **_options(url))
-            about = filesystem.info(path)
-        except Exception as error:  # whatever the filesystem's library raises
-            raise UnreadableShardError(f"{url}: {_reason(error)}") from error
-        return [url, *(str(about.get(mark)) for mark in MARKS)]
+        """As `shard_identity`."""
+        return shard_identity(url)
 
     def ahead(
         self, numbers: Iterable[int], fetch: Callable[[int], Callable[[], object] | None]
@@ -115,6 +102,24 @@ class Spool:
         finally:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def shard_identity(url: str) -> list[Any]:
+    """What changes when the shard does, as plain data; raises UnreadableShardError without the shard.
+
+    The output of a command has no such thing: it is taken to be always the same.
+    """
+    if url.startswith("pipe:"):
+        return [url]
+    try:
+        if not is_remote(url):
+            status = os.stat(url)
+            return [os.path.realpath(url), status.st_size, status.st_mtime_ns]
+        filesystem, path = fsspec.core.url_to_fs(url, **_options(url))
+        about = filesystem.info(path)
+    except Exception as error:  # whatever the filesystem's library raises
+        raise UnreadableShardError(f"{url}: {_reason(error)}") from error
+    return [url, *(str(about.get(mark)) for mark in MARKS)]
 
 
 def _leave(

@@ -63,6 +63,14 @@ class FrozenTower:
         if wrong:
             raise ValueError(f"the text tower of {of} disagrees with {', '.join(wrong)}")
 
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._frozen.digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._precision.on(device)
+
     def __call__(self, captions: Sequence[str], device: torch.device) -> Condition:
         """The captions' condition, float32, on `device`."""
         known = {text: self._cache[text, device] for text in captions if (text, device) in self._cache}

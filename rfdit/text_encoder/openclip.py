@@ -64,6 +64,14 @@ class OpenCLIPEncoder(nn.Module):
         """b captions -> pooled (b, pooled_width), tokens (b, length, width), mask (b, length), float32."""
         return self._tower(captions, device)
 
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._tower.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._tower.dtype_on(device)
+
 
 def _load(model: str, pretrained: str | None) -> tuple[Any, Any]:
     """The model's text tower and its tokenizer; the image tower is dropped."""

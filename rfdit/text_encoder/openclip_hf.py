@@ -54,6 +54,14 @@ class OpenCLIPHFEncoder(nn.Module):
         """b captions -> pooled (b, pooled_width), tokens (b, length, width), mask (b, length), float32."""
         return self._tower(captions, device)
 
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights as they were loaded."""
+        return self._tower.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The arithmetic on a device."""
+        return self._tower.dtype_on(device)
+
 
 def encode_hf(
     tower: Any, ids: Int[Tensor, "b l"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import rfdit.data.encode
 from rfdit.autoencoder.identity import IdentityAutoencoder
 from rfdit.config import CONFIG_DIR
 from rfdit.data.decode import decode_image
-from rfdit.data.encode import Share, agree, encode, shard_names, this_share
-from rfdit.data.latent_manifest import LatentManifest
+from rfdit.data.encode import Share, encode, this_share
+from rfdit.data.latent_manifest import LatentManifest, agree, read_manifest
+from rfdit.data.latent_names import shard_names
 from rfdit.data.latents import LatentDecoder
 from rfdit.data.sample import Sample
 from rfdit.images import to_float
@@ -92,6 +94,7 @@ def test_every_sample_arrives_with_what_was_beside_it(write_shard: WriteShard, t
     raw = next(iter(webdataset.WebDataset(str(tmp_path / "out/a.tar"), shardshuffle=False)))
     assert raw["json"] == metadata
     report = json.loads((tmp_path / "out/a.json").read_text())
+    assert report.pop("fingerprint")["sha256"] == sha256((tmp_path / "a.tar").read_bytes()).hexdigest()
     assert report == {"source": str(tmp_path / "a.tar"), "samples": 5, "skipped": {}}
 
 
@@ -231,14 +234,24 @@ def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
         "t.parquet",
         "pipe:cat a/3.tar",
     ]
-    found = shard_names(shards)
+    found = shard_names(shards, {})
     assert [place for place in found.values() if place != str(Path("t.parquet").absolute())] == [
         shard for shard in shards if shard != "t.parquet"
     ]
     *twice, one, two, table, pipe = found
     assert all(name.startswith("000-") for name in twice)
     assert (one, two, table, pipe) == ("001", "002", "t", "3")
-    assert shard_names(shards[::-1]) == dict(reversed(found.items()))
+    assert shard_names(shards[::-1], {}) == dict(reversed(found.items()))
+
+
+def test_shards_that_come_later_leave_the_others_their_names() -> None:
+    first = shard_names(["/a/000.tar", "/a/001.tar"], {})
+    assert first == {"000": "/a/000.tar", "001": "/a/001.tar"}
+    both = shard_names(["/b/000.tar", "/a/000.tar", "/a/001.tar", "/b/002.tar"], first)
+    new = next(iter(both))
+    assert new.startswith("000-")
+    assert both == {new: "/b/000.tar", **first, "002": "/b/002.tar"}
+    assert shard_names(list(both.values()), both) == both
 
 
 @pytest.mark.parametrize(
@@ -249,10 +262,15 @@ def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
         ({"autoencoder": IDENTITY | {"name": "x"}}, "autoencoder.name=x (the cache has null)"),
         ({"text_encoder": BPE}, "text_encoder=BPEEncoder (the cache has null)"),
         ({"decoder": {"caption_key": "json.a"}}, "data.decoder.caption_key=json.a (the cache has txt)"),
+        (
+            {"weights": {"autoencoder": {"sha256": "b" * 64, "place": "autoencoder.source=y"}}},
+            "autoencoder.source=y has the weights bbbbbbbbbbbb (the cache has aaaaaaaaaaaa, of autoencoder.source=x)",
+        ),
+        ({"arithmetic": {"autoencoder": "bf16"}}, "autoencoder.dtype=bf16 (the cache has fp32)"),
         ({"filters": {"min_size": 9}}, "data.filters.min_size=9 (the cache has null)"),
         (
-            {"shards": {"0": "0.tar", "1": "1.tar"}},
-            "data.shards has 2 shards (the cache 1, 1 of them the same)",
+            {"shards": {"0": "elsewhere/0.tar", "1": "1.tar"}},
+            "data.shards lacks 1 of the 1 shards of the cache, the first is 0.tar",
         ),
     ],
 )
@@ -263,16 +281,20 @@ def test_a_folder_of_other_latents_is_refused(tmp_path: Path, changes: dict[str,
         dtype="auto",
         autoencoder=IDENTITY,
         text_encoder=None,
+        weights={"autoencoder": {"sha256": "a" * 64, "place": "autoencoder.source=x"}},
+        arithmetic={"autoencoder": "fp32"},
         decoder={"caption_key": "txt"},
         filters={},
         shards={"0": "0.tar"},
+        command="",
     )
     agree(manifest, tmp_path)
     agree(manifest, tmp_path)
     with pytest.raises(ValueError, match="holds latents that were made otherwise") as caught:
         agree(dataclasses.replace(manifest, **changes), tmp_path)
     assert str(caught.value) == (
-        f"out={tmp_path} holds latents that were made otherwise: {message}; give another out"
+        f"out={tmp_path} holds latents that were made otherwise: {message}; set what the cache has, or give "
+        "another out"
     )
 
 
@@ -283,7 +305,7 @@ def test_a_folder_of_other_latents_is_refused(tmp_path: Path, changes: dict[str,
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"parts": 2, "part": 2}, "part=2 is none of parts=2, which are numbered from 0 to 1"),
         ({"data__flip": True}, "data.flip=true cannot be cached"),
-        ({"data__buckets": [1]}, "data.buckets cannot be cached"),
+        ({"data__buckets": [1]}, "buckets=aspect cannot be cached"),
         ({"text_encoder": BPE}, "text_encoder=BPEEncoder is trained with the model"),
     ],
 )
@@ -359,6 +381,8 @@ def test_the_command(
         command(monkeypatch, shards)
     with pytest.raises(SystemExit, match=r"^error: batchsize is no setting; did you mean batch_size\?$"):
         command(monkeypatch, shards, "out=out", "batchsize=3")
+    with pytest.raises(SystemExit, match=r"^error: buckets=aspect cannot be cached: .*; use buckets=none$"):
+        command(monkeypatch, shards, "out=other", "buckets=aspect")
     with pytest.raises(
         SystemExit, match=r"^error: out=out holds latents that were made otherwise: dtype=bf16"
     ):
@@ -399,8 +423,15 @@ def test_torchrun_and_sweeps_share_the_work(write_numbered: WriteNumbered, tmp_p
     assert "part 1 of 2: 1 samples in 1 shards" in output
     output = run("-m", "rfdit.data.encode", "-m", "parts=2", "part=0,1", shards, "out=sweep", cwd=tmp_path)
     assert "part 1 of 2: 1 samples in 1 shards" in output
-    for name in ("000.tar", "001.tar", "002.tar", "latents.json"):
+    for name in ("000.tar", "001.tar", "002.tar"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "sweep" / name).read_bytes()
+    two, sweep = (read_manifest(str(tmp_path / out / "latents.json")) for out in ("two", "sweep"))
+    assert dataclasses.replace(two, command=sweep.command) == sweep
+    # What finishes a cache is one process, whoever began it.
+    assert two.command.startswith(f"cd {tmp_path} && python -m rfdit.data.encode 'data.shards=[")
+    assert " out=sweep " in sweep.command
+    assert "part=" not in sweep.command
+    assert "parts=" not in sweep.command
     assert names(tmp_path) == ["000.tar", "001.tar", "002.tar", "sweep", "two"]
     assert names(tmp_path / "sweep") == [*names(tmp_path / "two"), "multirun.yaml"]
     # A process with a bad shard ends last, so that torchrun does not end the others before.

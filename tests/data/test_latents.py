@@ -29,9 +29,15 @@ MANIFEST = LatentManifest(
     dtype="auto",
     autoencoder={name: value for name, value in AUTOENCODER.items() if name != "source"},
     text_encoder={name: value for name, value in TEXT.items() if name != "source"},
+    weights={
+        "autoencoder": {"sha256": "a" * 64, "place": "autoencoder.source=here"},
+        "text_encoder": {"sha256": "c" * 64, "place": "text_encoder.source=here"},
+    },
+    arithmetic={"autoencoder": "fp32", "text_encoder": "fp32"},
     decoder={"caption_key": "txt"},
     filters={},
     shards={"000": "/images/000.tar"},
+    command="cd /x && python -m rfdit.data.encode",
 )
 SIZE = (64, 96)
 
@@ -172,6 +178,54 @@ def test_text_matters_only_where_it_is_read(tmp_path: Path) -> None:
         decoder(text_encoder=None).check([write_manifest(tmp_path)], SIZE)
 
 
+def test_other_weights_under_the_same_settings_are_refused(tmp_path: Path) -> None:
+    shard = write_manifest(tmp_path)
+    same = {name: weights | {"place": "elsewhere"} for name, weights in MANIFEST.weights.items()}
+    decoder(weights=same).check([shard], SIZE)
+    other = {"autoencoder": {"sha256": "b" * 64, "place": "autoencoder.source=/other"}}
+    with pytest.raises(ValueError, match="do not fit this run") as caught:
+        decoder(weights=same | other).check([shard], SIZE)
+    assert str(caught.value) == (
+        f"the latents of {tmp_path}/latents.json do not fit this run: autoencoder.source=/other has the weights "
+        "bbbbbbbbbbbb (the cache has aaaaaaaaaaaa, of autoencoder.source=here); set what the cache has, or encode "
+        "anew with python -m rfdit.data.encode"
+    )
+    text = same | {"text_encoder": {"sha256": "d" * 64, "place": "text_encoder.source=/other"}}
+    with pytest.raises(
+        ValueError, match=r"text_encoder\.source=/other has the weights d{12} .*decoder\.text=false"
+    ):
+        decoder(weights=text).check([shard], SIZE)
+    decoder(weights=text, text=False).check([shard], SIZE)
+
+
+def test_a_cache_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    shards = {f"{i:03d}": f"/images/{i:03d}.tar" for i in range(4)}
+    given = [write_manifest(tmp_path, shards=shards), str(tmp_path / "002.tar")]
+    for shard in given:
+        Path(shard).touch()
+    with pytest.raises(ValueError, match="are not finished") as caught:
+        decoder().check(given, SIZE)
+    assert str(caught.value) == (
+        f"the latents of {tmp_path}/latents.json are not finished: 2 of 4 shards are there; finish them with "
+        "`cd /x && python -m rfdit.data.encode`, or train on what there is with data.decoder.partial=true"
+    )
+    decoder(partial=True).check(given, SIZE)
+    for name in shards:
+        (tmp_path / f"{name}.tar").touch()
+    decoder().check(given[:1], SIZE)  # some of a whole cache
+
+
+def test_a_cache_elsewhere_is_asked_for_its_shards() -> None:
+    files = fsspec.filesystem("memory")
+    both = dataclasses.replace(MANIFEST, shards={"000": "0.tar", "001": "1.tar"})
+    with files.open("/half/latents.json", "wb") as file:
+        file.write(both.to_json().encode())
+    with pytest.raises(ValueError, match="1 of 2 shards are there"):
+        decoder().check(["memory://half/000.tar"], SIZE)
+    files.touch("/half/001.tar")
+    decoder().check(["memory://half/000.tar"], SIZE)
+
+
 def test_every_folder_is_asked(tmp_path: Path) -> None:
     shards = [write_manifest(tmp_path / "a"), write_manifest(tmp_path / "b", resolution=[32, 32])]
     with pytest.raises(ValueError, match=r"b/latents\.json do not fit"):
@@ -182,7 +236,7 @@ def test_a_manifest_at_a_url_or_where_it_is_said_to_be(tmp_path: Path) -> None:
     files = fsspec.filesystem("memory")
     with files.open("/cache/latents.json", "wb") as file:
         file.write(MANIFEST.to_json().encode())
-    decoder().check(["memory://cache/000.tar", "memory://cache/001.tar"], SIZE)
+    decoder().check(["memory://cache/000.tar"], SIZE)
     write_manifest(tmp_path)
     decoder(manifest=str(tmp_path / "latents.json")).check(["pipe:cat 000.tar"], SIZE)
     with pytest.raises(
@@ -200,7 +254,7 @@ def test_folders_that_are_no_cache(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"latents\.json is no description of cached latents"):
             decoder().check([shard], SIZE)
     place.write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="has format 99, and this rfdit reads format 1"):
+    with pytest.raises(ValueError, match="has format 99, and this rfdit reads format 2"):
         decoder().check([shard], SIZE)
 
 
