@@ -85,6 +85,16 @@ class SampleConfig:
 
 
 @dataclass
+class PosthocConfig:
+    """`posthoc.yaml`."""
+
+    ckpt: str | None
+    std: float
+    step: int | None
+    out: str | None
+
+
+@dataclass
 class EncodeConfig:
     """`encode.yaml`. Without a text_encoder, text features are not cached."""
 
@@ -129,6 +139,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="sample_schema", node=SampleConfig)
+    store.store(name="posthoc_schema", node=PosthocConfig)
     store.store(name="encode_schema", node=EncodeConfig)
     store.store(name="pack_schema", node=PackConfig)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
@@ -157,7 +168,7 @@ def build_network(config: dict[str, Any]) -> Network:
 
 
 def default_settings(name: str) -> list[str]:
-    """The paths of all settings of `train`, `sample` or `pack` with their default groups, for error messages."""
+    """The paths of all settings of `train`, `sample` and so on with their default groups, for error messages."""
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = OmegaConf.to_container(compose(name), resolve=False)
     return sorted(_paths(config))
@@ -239,7 +250,7 @@ def _check_types(path: str, target: Any, given: dict[str, Any]) -> Iterator[str]
     except Exception:  # a library's annotations may need names that exist only for its type checker
         return
     for name, value in given.items():
-        if name not in hints or (isinstance(value, dict) and "_target_" in value):
+        if name not in hints or any(_targets(value)):
             continue
         forms = [value, tuple(value)] if isinstance(value, list) else [value]
         if isinstance(value, int) and not isinstance(value, bool):

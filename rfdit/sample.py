@@ -44,13 +44,10 @@ def open_checkpoint(ckpt: str | None) -> SavedRun:
 
 
 def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Network:
-    """The saved network with its EMA or raw weights."""
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights={weights} is unknown; use ema or raw")
-    if weights == "ema" and saved.ema is None:
-        raise ValueError(f"ckpt={saved.path} was trained without EMA; use weights=raw")
+    """The saved network with its raw weights, or those of the average of a name."""
+    state = saved.weights(weights)
     network = build_network(config)
-    network.load_state_dict(saved.network if weights == "raw" or saved.ema is None else saved.ema)
+    network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 

@@ -1,10 +1,11 @@
-"""Runs the two scripts inside the test process, as a user would from a shell."""
+"""Runs the scripts inside the test process, as a user would from a shell."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
+import rfdit.posthoc
 import rfdit.sample
 import rfdit.train
 
@@ -26,7 +27,7 @@ FAST = [
 
 
 class CommandLine:
-    """`train(...)` and `sample(...)` with overrides; `error(...)` gives the sentence of a failure."""
+    """`train(...)`, `sample(...)` and `posthoc(...)` with overrides; `error(...)` gives the sentence of a failure."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._patch, self._capsys = monkeypatch, capsys
@@ -39,6 +40,12 @@ class CommandLine:
         """What was printed."""
         self._patch.setattr(sys, "argv", ["sample.py", "accelerator=cpu", "sampler.steps=2", *overrides])
         rfdit.sample.main()
+        return self._capsys.readouterr().out
+
+    def posthoc(self, *overrides: str) -> str:
+        """What was printed."""
+        self._patch.setattr(sys, "argv", ["posthoc", *overrides])
+        rfdit.posthoc.main()
         return self._capsys.readouterr().out
 
     def error(self, script: str, *overrides: str) -> str:

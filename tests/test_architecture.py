@@ -20,17 +20,18 @@ LAYERS = [
     ["flow", "randomness", "images", "precision", "frozen", "grid", "hub", "protocols"],
     ["model", "objective", "autoencoder", "text_encoder", "data", "conditioning"],
     ["network"],
-    ["sampler"],
+    ["sampler", "ema"],
     ["eval"],
     ["training"],
     ["callbacks"],
     ["config"],
     ["command_line"],
     ["train", "sample", "pack", "encode"],
+    ["posthoc"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-SCRIPTS = ["command_line", "train", "sample", "pack", "encode"]
+SCRIPTS = ["command_line", "train", "sample", "posthoc", "pack", "encode"]
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
 COMMANDS = {"data/pack.py", "data/encode.py"}
 ALLOWED = {

@@ -40,8 +40,8 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     script = "sample" if group == "eval" else "train"
     config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
     # Some groups are settings of another.
-    node = {"size": "model", "patch": "model", "filters": "data", "buckets": "data"}.get(group, group)
-    assert config[node] is not None
+    nodes = {"size": "model", "patch": "model", "filters": "data", "buckets": "data", "ema": "callbacks"}
+    assert config[nodes.get(group, group)] is not None
 
 
 @pytest.mark.parametrize("option", PRESETS)

@@ -58,7 +58,7 @@ def flat(steps: dict[int, list[tuple[int, str]]]) -> list[tuple[int, str]]:
 def weights(run: Path) -> dict[str, torch.Tensor]:
     saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == STEPS
-    return saved["state_dict"] | {f"ema.{k}": v for k, v in saved["ema"]["network"].items()}
+    return saved["state_dict"] | {f"ema.{k}": v for k, v in saved["ema"]["ema"]["network"].items()}
 
 
 def wait_for_step(record: Path, step: int, process: "subprocess.Popen[str]") -> None:

@@ -143,7 +143,7 @@ def test_accumulation_updates_the_average_once_per_step(cli: CommandLine) -> Non
     cli.train("run_dir=run", "trainer.accumulate_grad_batches=3", "trainer.max_steps=2")
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
-    assert saved["ema"]["updates"] == 2
+    assert saved["ema"]["ema"]["updates"] == 2
     assert [int(row["step"]) for row in metrics(Path("run"))] == [0, 1]
 
 

@@ -49,7 +49,8 @@ class SavedRun:
     """What a checkpoint says: the configuration it was made with and the weights it reached.
 
     config: the resolved training configuration. latents: the latent contract as a dict.
-    network, ema: state dicts of `Network`; ema is None for a run without one.
+    network: state dict of the trained `Network`; empty in what rfdit.posthoc makes.
+    ema: state dicts of its averages by profile, the evaluated one first; empty for a run without one.
     """
 
     path: Path
@@ -57,7 +58,19 @@ class SavedRun:
     config: dict[str, Any]
     latents: dict[str, Any]
     network: dict[str, Tensor]
-    ema: dict[str, Tensor] | None
+    ema: dict[str, dict[str, Tensor]]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """State dict of `raw`, of a profile, or of the first one as `ema`.
+
+        Raises ValueError that lists what there is.
+        """
+        found = {"raw": self.network} if self.network else {}
+        if self.ema:
+            found = {"ema": next(iter(self.ema.values()))} | self.ema | found
+        if name not in found:
+            raise ValueError(f"weights={name} is not in ckpt={self.path}; it has {', '.join(found)}")
+        return found[name]
 
 
 def read_raw(path: Path) -> dict[str, Any]:
@@ -86,7 +99,7 @@ def read_checkpoint(path: Path) -> SavedRun:
         config=raw["rfdit"]["config"],
         latents=raw["rfdit"]["latents"],
         network=network,
-        ema=raw["ema"]["network"] if "ema" in raw else None,
+        ema={name: average["network"] for name, average in raw.get("ema", {}).items()},
     )
 
 
@@ -123,6 +136,8 @@ def newest_run(root: Path) -> Path | None:
 
 def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentContract) -> None:
     """Raises ValueError, naming the differences, if a run with `config` cannot take the saved weights."""
+    if not saved.network:
+        raise ValueError(f"ckpt={saved.path} holds an average to sample from, and nothing to train on from")
     contract.check(LatentContract.from_dict(saved.latents))
     differences = []
     for group in ("model", "conditioner"):

@@ -45,6 +45,7 @@ class FlowModule(L.LightningModule):
         self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
         self.last_loss: FlowLoss | None = None
         self._rng: dict[str, Any] | None = None
+        self.averages: dict[str, Network] = {}  # the EMA's; a dict, so that they are no submodules
         self._evaluated: tuple[Network, ...] = (network,)
 
     @property
