@@ -120,7 +120,7 @@ def test_every_target_is_a_keyword_only_callable() -> None:
     [
         ["time=uniform", "coupling=optimal_transport"],
         ["time=mode", "schedule=cosine", "objective.shift=3"],
-        ["time=cosmap", "schedule=constant", "model.recompute=true"],
+        ["time=cosmap", "schedule=constant", "model.recompute=selective"],
         ["model=dit", "model.positions=learned"],
         ["model.attention._target_=rfdit.model.ManualAttention", "data.resolution=[32,64]", "data=laion"],
         ["callbacks.ema=null", "callbacks.checkpoints.monitor=null"],

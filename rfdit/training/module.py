@@ -104,7 +104,7 @@ class FlowModule(L.LightningModule):
         return self.autoencoder.latent_channels, height, width
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, schedule = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        optimizer, schedule = self.optimizer(self.network)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
