@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -39,6 +39,18 @@ class OptimizerFactory(Protocol):
     def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
         """Puts its own settings into saved states, so that a resumed run follows its own configuration."""
         ...
+
+
+def refuse_step(optimizer: Optimizer, refused: Tensor) -> None:
+    """The optimiser's next step leaves weights, moments and step counts as they are where `refused` is True.
+
+    Fused kernels read that on the device (it is how gradient scaling skips a step), so nothing waits
+    for it; other optimisers lose their gradients, for which the host has to know.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
+    elif bool(refused):
+        optimizer.zero_grad(set_to_none=True)
 
 
 class ConstantSchedule:
