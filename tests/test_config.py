@@ -40,7 +40,14 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     script = "sample" if group == "eval" else "train"
     config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
     # Some groups are settings of another.
-    node = {"size": "model", "patch": "model", "filters": "data", "buckets": "data"}.get(group, group)
+    node = {
+        "size": "model",
+        "patch": "model",
+        "filters": "data",
+        "buckets": "data",
+        "spikes": "callbacks",
+        "profiler": "callbacks",
+    }.get(group, group)
     assert config[node] is not None
 
 

@@ -10,6 +10,7 @@ from rfdit.callbacks.skipped import SkippedSamples
 from rfdit.callbacks.spikes import LastingSpike, SpikeGuard
 from rfdit.callbacks.throughput import Throughput
 from rfdit.callbacks.time_bins import TimeBinLoss
+from rfdit.callbacks.trace import Trace
 
 __all__ = [
     "EMA",
@@ -24,4 +25,5 @@ __all__ = [
     "SpikeGuard",
     "Throughput",
     "TimeBinLoss",
+    "Trace",
 ]

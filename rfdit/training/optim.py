@@ -159,7 +159,7 @@ class AdamWMuP(AdamW):
         linears = (m for m in backbone.modules() if isinstance(m, nn.Linear) and m not in backbone.inputs)
         grows = {id(linear.weight) for linear in linears}
         trained = [p for p in network.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if id(p) in grows], "fan_in_width": backbone.width},
             {"params": [p for p in trained if id(p) not in grows], "fan_in_width": None},
         ]

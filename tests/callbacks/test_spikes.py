@@ -13,13 +13,7 @@ from rfdit.training.module import FlowModule
 from rfdit.training.optim import refuse_step
 from tests.command_line import CommandLine, metrics
 
-SPIKES = [
-    "+callbacks.spikes._target_=rfdit.callbacks.SpikeGuard",
-    "+callbacks.spikes.factor=10",
-    "+callbacks.spikes.window=3",
-    "+callbacks.spikes.every_n_steps=1",
-    "trainer.precision=fp32",
-]
+SPIKES = ["spikes=median", "callbacks.spikes.window=3", "trainer.precision=fp32"]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
@@ -112,7 +106,7 @@ def test_what_stays_large_is_the_new_normal() -> None:
 
 def test_without_end_the_run_stops(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {step: float("nan") for step in range(2, 99)})
-    message = cli.error("train", *SPIKES, "trainer.max_steps=50", "+callbacks.spikes.patience=4")
+    message = cli.error("train", *SPIKES, "trainer.max_steps=50", "callbacks.spikes.patience=4")
     assert message.startswith("4 steps in a row were skipped up to step 6, since their gradient norms")
 
 
