@@ -98,7 +98,7 @@ def rfdit_step(setting: Setting) -> Callable[[], None]:
     means, weights = [mean for mean, _ in trained], [weight for _, weight in trained]
     optimizer, schedule = AdamW(
         lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, schedule=ConstantSchedule()
-    )(weights)
+    )(network)
     objective = VelocityMatching(time=UniformTime(), coupling=IndependentCoupling())
     latents, labels = samples(setting)
     keys = torch.arange(setting.batch, device=setting.device)

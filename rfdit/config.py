@@ -54,6 +54,16 @@ class TrainConfig:
 
 
 @dataclass
+class PlanConfig(TrainConfig):
+    """`plan.yaml`: a training configuration, and how to plan for it."""
+
+    devices: int
+    json: bool
+    peak_tflops: float | None
+    mfu: float
+
+
+@dataclass
 class Source:
     """Where an encoder's weights are."""
 
@@ -138,6 +148,7 @@ def register() -> None:
     """Makes schemas and resolvers known to Hydra; safe to call twice."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     store.store(name="sample_schema", node=SampleConfig)
     store.store(name="posthoc_schema", node=PosthocConfig)
     store.store(name="encode_schema", node=EncodeConfig)

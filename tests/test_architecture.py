@@ -26,12 +26,12 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line"],
-    ["train", "sample", "pack", "encode"],
+    ["train", "sample", "plan", "pack", "encode"],
     ["posthoc"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-SCRIPTS = ["command_line", "train", "sample", "posthoc", "pack", "encode"]
+SCRIPTS = ["command_line", "train", "sample", "plan", "posthoc", "pack", "encode"]
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
 COMMANDS = {"data/pack.py", "data/encode.py"}
 ALLOWED = {

@@ -40,8 +40,16 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     script = "sample" if group == "eval" else "train"
     config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
     # Some groups are settings of another.
-    nodes = {"size": "model", "patch": "model", "filters": "data", "buckets": "data", "ema": "callbacks"}
-    assert config[nodes.get(group, group)] is not None
+    node = {
+        "size": "model",
+        "patch": "model",
+        "filters": "data",
+        "buckets": "data",
+        "ema": "callbacks",
+        "spikes": "callbacks",
+        "profiler": "callbacks",
+    }.get(group, group)
+    assert config[node] is not None
 
 
 @pytest.mark.parametrize("option", PRESETS)
@@ -120,7 +128,7 @@ def test_every_target_is_a_keyword_only_callable() -> None:
     [
         ["time=uniform", "coupling=optimal_transport"],
         ["time=mode", "schedule=cosine", "objective.shift=3"],
-        ["time=cosmap", "schedule=constant", "model.recompute=true"],
+        ["time=cosmap", "schedule=constant", "model.recompute=selective"],
         ["model=dit", "model.positions=learned"],
         ["model.attention._target_=rfdit.model.ManualAttention", "data.resolution=[32,64]", "data=laion"],
         ["callbacks.ema=null", "callbacks.checkpoints.monitor=null"],

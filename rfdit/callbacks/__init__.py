@@ -7,18 +7,23 @@ from rfdit.callbacks.graceful_stop import GracefulStop
 from rfdit.callbacks.progress import ProgressLine
 from rfdit.callbacks.sample_grid import SampleGrid
 from rfdit.callbacks.skipped import SkippedSamples
+from rfdit.callbacks.spikes import LastingSpike, SpikeGuard
 from rfdit.callbacks.throughput import Throughput
 from rfdit.callbacks.time_bins import TimeBinLoss
+from rfdit.callbacks.trace import Trace
 
 __all__ = [
     "EMA",
     "Checkpoints",
     "FiniteGuard",
     "GracefulStop",
+    "LastingSpike",
     "NonFiniteLoss",
     "ProgressLine",
     "SampleGrid",
     "SkippedSamples",
+    "SpikeGuard",
     "Throughput",
     "TimeBinLoss",
+    "Trace",
 ]

@@ -1,4 +1,6 @@
-"""A non-finite loss stops the run before it reaches the weights."""
+"""A non-finite loss or gradient stops the run before it reaches the weights."""
+
+from typing import NoReturn
 
 import lightning as L
 import torch
@@ -6,23 +8,51 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rfdit.callbacks.checkpoints import Checkpoints
+from rfdit.callbacks.spikes import SpikeGuard
 from rfdit.training.module import FlowModule
 
 
 class NonFiniteLoss(ValueError):
-    """The loss became infinite or NaN."""
+    """The loss or its gradient became infinite or NaN."""
+
+
+ADVICE = (
+    "Often a learning rate that is too high (optimizer.lr, schedule.warmup_steps), no clipping "
+    "(trainer.gradient_clip_val=1), attention logits out of range (model.qk_norm=true) or broken latents "
+    "(autoencoder.dtype=fp32)"
+)
 
 
 class FiniteGuard(L.Callback):
-    """Looks at each loss before its gradient is applied; the state before that step is saved.
+    """Looks at each loss and gradient norm before they change the weights, whose state is then saved.
 
-    The look costs no stall: the loss was copied to the host while the backward pass was queued
-    behind it, and is waited for when the device still has that pass to do.
+    The look costs no stall. The loss was copied to the host while the backward pass was queued behind
+    it, and is waited for when the device still has that pass to do. The norm is known only after that
+    pass: the device itself leaves the weights as they are, and the host hears of it a step later.
+    Where a `SpikeGuard` is, it decides about non-finite norms.
     """
 
     def __init__(self) -> None:
         self._finite: list[Tensor] = []  # of each batch since the last optimiser step
+        self._gradient_finite: Tensor | None = None  # of the last optimiser step
         self._copied: torch.cuda.Event | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, FlowModule)
+        if not any(isinstance(callback, SpikeGuard) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            pl_module.step_guards.append(self._refuses)
+
+    def _refuses(self, norm: Tensor) -> Tensor:
+        finite = torch.isfinite(norm)
+        self._gradient_finite = self._to_host(finite)
+        return ~finite
+
+    def _to_host(self, flag: Tensor) -> Tensor:
+        copy = flag.to("cpu", non_blocking=True)
+        if flag.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        return copy
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         finite = torch.isfinite(loss.detach())
@@ -31,10 +61,7 @@ class FiniteGuard(L.Callback):
             worst = finite.float()
             torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MIN)
             finite = worst.bool()
-        self._finite.append(finite.to("cpu", non_blocking=True))
-        if finite.is_cuda:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+        self._finite.append(self._to_host(finite))
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
@@ -42,20 +69,29 @@ class FiniteGuard(L.Callback):
         if self._copied is not None:
             self._copied.synchronize()
         looked_at, self._finite = self._finite, []
-        if all(bool(finite) for finite in looked_at):
-            return
-        assert isinstance(pl_module, FlowModule)
-        where = self._describe(pl_module)
-        saved = self._save(trainer, pl_module)
-        raise NonFiniteLoss(
-            f"the loss became non-finite at step {trainer.global_step}{where}; {saved}. Often a learning rate "
-            "that is too high (optimizer.lr, schedule.warmup_steps), no clipping (trainer.gradient_clip_val=1), "
-            "attention logits out of range (model.qk_norm=true) or broken latents (autoencoder.dtype=fp32)"
-        )
+        if not all(bool(finite) for finite in looked_at):
+            where = self._describe(pl_module)
+            self._stop(trainer, pl_module, f"loss became non-finite at step {trainer.global_step}{where}")
+        self._look_at_gradient(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._look_at_gradient(trainer, pl_module)
+
+    def _look_at_gradient(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """At that of the step before this, which was not taken if it was not finite."""
+        if self._gradient_finite is not None and not bool(self._gradient_finite):
+            self._stop(trainer, module, f"gradient became non-finite at step {trainer.global_step - 1}")
+
+    def _stop(self, trainer: L.Trainer, module: L.LightningModule, what: str) -> NoReturn:
+        assert isinstance(module, FlowModule)
+        raise NonFiniteLoss(f"the {what}; {self._save(trainer, module)}. {ADVICE}")
 
     @staticmethod
-    def _describe(module: FlowModule) -> str:
+    def _describe(module: L.LightningModule) -> str:
         """The tenths of [0, 1] in which the samples' times lie whose loss is not finite."""
+        assert isinstance(module, FlowModule)
         if module.last_loss is None:
             return ""
         bad = ~torch.isfinite(module.last_loss.per_sample)

@@ -1,5 +1,8 @@
 """How fast a run is, and how close to what the hardware can do."""
 
+import math
+import resource
+import sys
 import time
 from typing import Any
 
@@ -8,18 +11,32 @@ import torch
 
 from rfdit.batch import Batch
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.model.backbone import token_grid
 from rfdit.model.cost import count_macs
 from rfdit.precision import multiplies_bf16_fast
 from rfdit.training.module import FlowModule
 from rfdit.training.peak import matmul_peak
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's most since the last call on a GPU, the process's largest resident set elsewhere."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest  # Linux counts in KiB
+
+
 class Throughput(L.Callback):
-    """Logs images per second, MFU and the share of time spent waiting for data.
+    """Logs images and tokens per second, MFU, the share of time spent waiting for data, and peak memory.
 
     MFU counts six floating-point operations per multiply-add of the backbone's forward pass and
     divides by the matrix-product rate measured on this device, in this precision, at the start;
-    encoders that run beside the backbone count as lost time.
+    encoders that run beside the backbone count as lost time. Tokens are the image's, without captions
+    (latent pixels, for a backbone without `patch_size`).
+    Memory is the most that this process has taken, in GB (10^9 bytes): of the GPU since the last log,
+    as PyTorch's allocator counts it, or resident on a CPU since the process began.
     """
 
     def __init__(self, *, every_n_steps: int) -> None:
@@ -39,7 +56,7 @@ class Throughput(L.Callback):
 
     def _start_window(self) -> None:
         self._window = time.perf_counter()
-        self._images, self._flops, self._waited = 0, 0.0, 0.0
+        self._images, self._tokens, self._flops, self._waited = 0, 0, 0.0, 0.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -51,6 +68,8 @@ class Throughput(L.Callback):
             null = pl_module.network.conditioner.null(device=pl_module.device)
             self._macs[shape] = count_macs(pl_module.network.backbone, shape, null)
         self._flops += 6 * self._macs[shape] * len(batch)
+        patch_size = getattr(pl_module.network.backbone, "patch_size", 1)
+        self._tokens += math.prod(token_grid(shape[1:], patch_size)) * len(batch) * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -69,8 +88,10 @@ class Throughput(L.Callback):
         self.images_per_second = self._images / seconds
         metrics = {
             "speed/images_per_second": self.images_per_second,
+            "speed/tokens_per_second": self._tokens / seconds,
             "speed/mfu": self._flops / seconds / self._peak,
             "speed/data_wait": self._waited / seconds,
+            "speed/peak_memory_gb": peak_memory(module.device) / 1e9,
         }
         module.log_dict(metrics)
         self._start_window()

@@ -30,18 +30,25 @@ class ManualAttention:
         return scores.softmax(dim=-1) @ v
 
 
+class KernelAttention:
+    """One kernel: PyTorch's scaled_dot_product_attention."""
+
+    def __call__(self, q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else mask[:, None, None]
+        )
+
+
 class FusedAttention:
-    """The fastest kernel that the device has: PyTorch's scaled_dot_product_attention.
+    """The fastest that the device has: `KernelAttention`.
 
     But in bf16 on a CPU, where that kernel's backward pass takes two to six times as long as the
     plain matrix products, up to the number of tokens whose scores still fit into a cache.
     """
 
-    _products = ManualAttention()
+    _kernel, _products = KernelAttention(), ManualAttention()
 
     def __call__(self, q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
         if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 1024:
             return self._products(q, k, v, mask)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if mask is None else mask[:, None, None]
-        )
+        return self._kernel(q, k, v, mask)

@@ -1,5 +1,6 @@
 """What every velocity network shares: patches in and out, modulation, initialisation."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,14 +54,32 @@ class ModulationTable(nn.Module):
         return vectors.split(self.counts, dim=1)
 
 
-def initialize(backbone: nn.Module, *, zero: Sequence[nn.Linear], normal: Sequence[nn.Linear]) -> None:
-    """DiT's initialisation: xavier-uniform linears, N(0, 0.02) time MLP, zero modulation and output."""
+def initialize(
+    backbone: nn.Module,
+    *,
+    zero: Sequence[nn.Linear],
+    normal: Sequence[nn.Linear],
+    inputs: Sequence[nn.Linear],
+    width: int,
+    base_width: int | None,
+) -> None:
+    """DiT's initialisation: xavier-uniform linears, N(0, 0.02) time MLP, zero modulation and output.
+
+    inputs: layers whose fan-in does not grow with the width.
+    base_width: initialise for muP (arXiv 2203.03466, table 3): as DiT at this width; at another, what
+        comes from the `inputs` is of the same size, and other weights have variance 1 / fan-in.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+            if module in inputs and base_width is not None:
+                fan_in = module.in_features
+                with torch.no_grad():
+                    module.weight.mul_(math.sqrt((fan_in + width) / (fan_in + base_width)))
     for linear in normal:
-        nn.init.normal_(linear.weight, std=0.02)
+        shrink = 1.0 if base_width is None or linear in inputs else math.sqrt(base_width / width)
+        nn.init.normal_(linear.weight, std=0.02 * shrink)
     for linear in zero:
         nn.init.zeros_(linear.weight)
 
@@ -70,10 +89,3 @@ def compile_blocks(backbone: nn.Module) -> None:
     blocks = backbone.get_submodule("blocks")
     for block in blocks.children():
         block.compile()
-
-
-def run_block(block: nn.Module, *args: Tensor | None, recompute: bool) -> Tensor | tuple[Tensor, ...]:
-    """The block's output; with `recompute` its activations are dropped and made again on the way back."""
-    if recompute and torch.is_grad_enabled():
-        return torch.utils.checkpoint.checkpoint(block, *args, use_reentrant=False)
-    return block(*args)

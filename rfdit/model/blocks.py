@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rfdit.model.attention import Attention, Heads
+from rfdit.model.recompute import Recompute, recomputed
 
 Tokens = Float[Tensor, "b n d"]
 Modulation = Float[Tensor, "b k d"]  # k vectors per sample: shift, scale, gate, shift, scale, gate
@@ -84,13 +85,23 @@ class DiTBlock(nn.Module):
     """Self-attention and MLP over one stream, x -> x'."""
 
     def __init__(
-        self, *, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, attention: Attention
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qk_norm: bool,
+        attention: Attention,
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
-        self.attention = attention
+        self.attention, self.recompute = attention, recompute
         self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
 
     def forward(self, x: Tokens, modulation: Modulation) -> Tokens:
+        return recomputed(self._forward, x, modulation, recompute=self.recompute)
+
+    def _forward(self, x: Tokens, modulation: Modulation) -> Tokens:
         q, k, v = self.x.queries_keys_values(x, modulation)
         return self.x.update(x, self.attention(q, k, v), modulation)
 
@@ -109,10 +120,11 @@ class MMDiTBlock(nn.Module):
         mlp_ratio: float,
         qk_norm: bool,
         attention: Attention,
+        recompute: Recompute = "none",
         last: bool = False,
     ) -> None:
         super().__init__()
-        self.attention, self.last = attention, last
+        self.attention, self.recompute, self.last = attention, recompute, last
         self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
         self.c = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, last=last)
 
@@ -125,6 +137,17 @@ class MMDiTBlock(nn.Module):
         mask: Bool[Tensor, "b m"] | None = None,
     ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
         """mask: True at the tokens that exist, image tokens first."""
+        args = x, c, x_modulation, c_modulation, mask
+        return recomputed(self._forward, *args, recompute=self.recompute)
+
+    def _forward(
+        self,
+        x: Tokens,
+        c: Float[Tensor, "b l d"],
+        x_modulation: Modulation,
+        c_modulation: Float[Tensor, "b k_c d"],
+        mask: Bool[Tensor, "b m"] | None,
+    ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
         pairs = zip(self.x.queries_keys_values(x, x_modulation), self.c.queries_keys_values(c, c_modulation))
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (b, heads, n + l, d)
         attended_x, attended_c = self.attention(q, k, v, mask).split([x.shape[1], c.shape[1]], dim=2)

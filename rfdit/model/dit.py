@@ -6,9 +6,10 @@ from torch import nn
 
 from rfdit.batch import Condition, Latent, Time
 from rfdit.model.attention import Attention, FusedAttention
-from rfdit.model.backbone import ModulationTable, check_heads, initialize, run_block, token_grid, unpatchify
+from rfdit.model.backbone import ModulationTable, check_heads, initialize, token_grid, unpatchify
 from rfdit.model.blocks import DiTBlock, FinalLayer
 from rfdit.model.embeddings import PatchEmbedding, PositionEmbedding, Positions, TimeEmbedding
+from rfdit.model.recompute import Recompute
 
 
 class DiT(nn.Module):
@@ -17,7 +18,8 @@ class DiT(nn.Module):
     in_channels, input_size: the latent's; input_size is one number or (height, width).
     pooled_width: width of `cond.pooled`; None if it has the model's width and is added as it is,
         as label embeddings are.
-    recompute: activation checkpointing; memory for about a third more time.
+    recompute: activation checkpointing, less memory for more time; see `recomputed`.
+    base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
     Raises ValueError if the patch does not divide the latent or the heads the width.
     """
 
@@ -35,11 +37,12 @@ class DiT(nn.Module):
         qk_norm: bool = False,
         positions: Positions = "sincos",
         attention: Attention | None = None,
-        recompute: bool = False,
+        recompute: Recompute = "none",
+        base_width: int | None = None,
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
-        self.patch_size, self.recompute = patch_size, recompute
+        self.patch_size = patch_size
         grid = token_grid(input_size, patch_size)
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
         self.positions = PositionEmbedding(grid=grid, width=width, kind=positions)
@@ -53,12 +56,22 @@ class DiT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qk_norm=qk_norm,
                 attention=attention or FusedAttention(),
+                recompute=recompute,
             )
             for _ in range(depth)
         )
         self.final = FinalLayer(width=width, out_features=patch_size**2 * in_channels)
+        self.width = width
+        self.inputs = tuple(
+            m for m in (self.patches.proj, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
+        )
         initialize(
-            self, zero=[self.modulation.linear, self.final.linear], normal=[self.time.hidden, self.time.out]
+            self,
+            zero=[self.modulation.linear, self.final.linear],
+            normal=[self.time.hidden, self.time.out],
+            inputs=self.inputs,
+            width=width,
+            base_width=base_width,
         )
 
     def forward(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
@@ -67,5 +80,5 @@ class DiT(nn.Module):
         y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
         *modulations, final = self.modulation(y)
         for block, modulation in zip(self.blocks, modulations):
-            x = run_block(block, x, modulation, recompute=self.recompute)
+            x = block(x, modulation)
         return unpatchify(self.final(x, final), grid, self.patch_size)

@@ -7,9 +7,10 @@ from torch import nn
 
 from rfdit.batch import Condition, Latent, Time
 from rfdit.model.attention import Attention, FusedAttention
-from rfdit.model.backbone import ModulationTable, check_heads, initialize, run_block, token_grid, unpatchify
+from rfdit.model.backbone import ModulationTable, check_heads, initialize, token_grid, unpatchify
 from rfdit.model.blocks import FinalLayer, MMDiTBlock, Stream
 from rfdit.model.embeddings import PatchEmbedding, PositionEmbedding, Positions, TimeEmbedding
+from rfdit.model.recompute import Recompute
 
 NEEDS_CAPTIONS = "model=mmdit attends to caption tokens; use conditioner=text, or model=dit"
 
@@ -19,7 +20,8 @@ class MMDiT(nn.Module):
 
     in_channels, input_size: the latent's; input_size is one number or (height, width).
     pooled_width, token_width: widths of `cond.pooled` and `cond.tokens`.
-    recompute: activation checkpointing; memory for about a third more time.
+    recompute: activation checkpointing, less memory for more time; see `recomputed`.
+    base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
     condition has no tokens.
     """
@@ -39,13 +41,14 @@ class MMDiT(nn.Module):
         qk_norm: bool = True,
         positions: Positions = "sincos",
         attention: Attention | None = None,
-        recompute: bool = False,
+        recompute: Recompute = "none",
+        base_width: int | None = None,
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
-        self.patch_size, self.depth, self.recompute = patch_size, depth, recompute
+        self.patch_size, self.depth = patch_size, depth
         grid = token_grid(input_size, patch_size)
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
         self.positions = PositionEmbedding(grid=grid, width=width, kind=positions)
@@ -63,13 +66,21 @@ class MMDiT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 qk_norm=qk_norm,
                 attention=attention or FusedAttention(),
+                recompute=recompute,
                 last=is_last,
             )
             for is_last in last
         )
         self.final = FinalLayer(width=width, out_features=patch_size**2 * in_channels)
+        self.width = width
+        self.inputs = (self.patches.proj, self.captions, self.time.hidden, self.pooled)
         initialize(
-            self, zero=[self.modulation.linear, self.final.linear], normal=[self.time.hidden, self.time.out]
+            self,
+            zero=[self.modulation.linear, self.final.linear],
+            normal=[self.time.hidden, self.time.out],
+            inputs=self.inputs,
+            width=width,
+            base_width=base_width,
         )
 
     def forward(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
@@ -82,5 +93,5 @@ class MMDiT(nn.Module):
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
         modulations = self.modulation(y)
         for block, for_x, for_c in zip(self.blocks, modulations, modulations[self.depth :]):
-            x, c = run_block(block, x, c, for_x, for_c, mask, recompute=self.recompute)
+            x, c = block(x, c, for_x, for_c, mask)
         return unpatchify(self.final(x, modulations[-1]), grid, self.patch_size)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rfdit.autoencoder.contract import LatentContract
 
 # Settings that change speed, memory or places, not the function that the weights compute.
-EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop"}
+EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

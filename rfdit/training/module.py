@@ -1,11 +1,13 @@
 """The LightningModule: only wiring between the parts that know something."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rfdit.autoencoder.contract import Autoencoder
@@ -16,7 +18,7 @@ from rfdit.model.backbone import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import FlowLoss, VelocityMatching
 from rfdit.randomness import SampleGenerator
-from rfdit.training.optim import OptimizerFactory
+from rfdit.training.optim import OptimizerFactory, refuse_step
 
 
 class FlowModule(L.LightningModule):
@@ -44,6 +46,8 @@ class FlowModule(L.LightningModule):
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
         self.last_loss: FlowLoss | None = None
+        # Each says of the gradient's norm, before clipping, whether its step must not be taken.
+        self.step_guards: list[Callable[[Tensor], Tensor]] = []
         self._rng: dict[str, Any] | None = None
         self.averages: dict[str, Network] = {}  # the EMA's; a dict, so that they are no submodules
         self._evaluated: tuple[Network, ...] = (network,)
@@ -105,7 +109,7 @@ class FlowModule(L.LightningModule):
         return self.autoencoder.latent_channels, height, width
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer, schedule = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        optimizer, schedule = self.optimizer(self.network)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -118,7 +122,11 @@ class FlowModule(L.LightningModule):
         # fp16; there is no scaling in bf16 and fp32. Without a limit the norm is still logged.
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self.log("train/grad_norm", norm)
+        if self.step_guards:
+            refuse_step(optimizer, torch.stack([guard(norm) for guard in self.step_guards]).any())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rfdit"] = self.record

@@ -1,10 +1,11 @@
 """Optimisers and learning-rate schedules, in steps."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,14 +20,37 @@ class Schedule(Protocol):
 
 
 @runtime_checkable
-class OptimizerFactory(Protocol):
-    """Makes the optimiser and its schedule for given parameters."""
+class ScalesInWidth(Protocol):
+    """A network of which muP can be asked.
 
-    def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> tuple[Optimizer, LambdaLR]: ...
+    inputs: the linear layers whose fan-in is not proportional to the width.
+    """
+
+    width: int
+    inputs: Sequence[nn.Linear]
+
+
+@runtime_checkable
+class OptimizerFactory(Protocol):
+    """Makes the optimiser and its schedule for what is trained of a network."""
+
+    def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]: ...
 
     def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
         """Puts its own settings into saved states, so that a resumed run follows its own configuration."""
         ...
+
+
+def refuse_step(optimizer: Optimizer, refused: Tensor) -> None:
+    """The optimiser's next step leaves weights, moments and step counts as they are where `refused` is True.
+
+    Fused kernels read that on the device (it is how gradient scaling skips a step), so nothing waits
+    for it; other optimisers lose their gradients, for which the host has to know.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
+    elif bool(refused):
+        optimizer.zero_grad(set_to_none=True)
 
 
 class ConstantSchedule:
@@ -68,20 +92,83 @@ class AdamW:
         self.lr, self.betas, self.weight_decay, self.eps = lr, betas, weight_decay, eps
         self.schedule = schedule
 
-    def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> tuple[Optimizer, LambdaLR]:
+    def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]:
         optimizer = torch.optim.AdamW(
-            parameters, self.lr, (self.betas[0], self.betas[1]), self.eps, self.weight_decay, fused=True
-        )
+            self.groups(network), self.lr, (self.betas[0], self.betas[1]), self.eps, self.weight_decay,
+            fused=True,
+        )  # fmt: skip
         # A plain function, so that a resumed run takes the schedule of its own configuration.
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step))
 
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters, in groups with `settings` of their own."""
+        return [{"params": [p for p in network.parameters() if p.requires_grad]}]
+
+    def settings(self, group: dict[str, Any]) -> dict[str, float]:
+        """Learning rate and weight decay of a group, a saved one too."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay}
+
     def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
         """Learning rate, betas, eps and weight decay of this object; moments and step of the states."""
-        now = self.lr * self.schedule(schedule_state["last_epoch"])
-        settings = {"betas": tuple(self.betas), "eps": self.eps, "weight_decay": self.weight_decay}
+        factor = self.schedule(schedule_state["last_epoch"])
+        base, now = [], []
         for group in optimizer_state["param_groups"]:
-            group |= settings | {"lr": now, "initial_lr": self.lr}
-        schedule_state |= {
-            "base_lrs": [self.lr for _ in schedule_state["base_lrs"]],
-            "_last_lr": [now for _ in schedule_state["base_lrs"]],
-        }
+            own = self.settings(group)
+            base.append(own["lr"])
+            now.append(own["lr"] * factor)
+            group |= own | {"betas": tuple(self.betas), "eps": self.eps}
+            group |= {"lr": now[-1], "initial_lr": base[-1]}
+        schedule_state |= {"base_lrs": base, "_last_lr": now}
+
+
+class AdamWMuP(AdamW):
+    """AdamW under the maximal update parametrisation (muP, arXiv 2203.03466, table 3).
+
+    base_width: the model's width at which it is plain AdamW, where lr was found.
+
+    At another width, matrices whose fan-in grows with it take lr * base_width / width; biases, norms,
+    embeddings and the layers that read patches, captions and time take lr. The output layer starts at
+    zero and is one of the former. Their weight decay is multiplied by width / base_width, since AdamW
+    multiplies it by the learning rate: what a step takes off a weight is the same at every width.
+    Attention keeps 1 / sqrt(head): sizes differ in the number of heads, not in theirs.
+    Raises ValueError for a backbone that does not say which of its layers read `inputs`.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        betas: Sequence[float],
+        weight_decay: float,
+        eps: float = 1e-8,
+        schedule: Schedule,
+        base_width: int,
+    ) -> None:
+        super().__init__(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, schedule=schedule)
+        if base_width < 1:
+            raise ValueError(f"optimizer.base_width={base_width} must be at least 1; it is a model.width")
+        self.base_width = base_width
+
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        backbone = network.get_submodule("backbone")
+        if not isinstance(backbone, ScalesInWidth):
+            raise ValueError(
+                f"optimizer=adamw_mup needs a model with `width` and `inputs`, and {type(backbone).__name__} "
+                "does not have them; use optimizer=adamw"
+            )
+        linears = (m for m in backbone.modules() if isinstance(m, nn.Linear) and m not in backbone.inputs)
+        grows = {id(linear.weight) for linear in linears}
+        trained = [p for p in network.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in trained if id(p) in grows], "fan_in_width": backbone.width},
+            {"params": [p for p in trained if id(p) not in grows], "fan_in_width": None},
+        ]
+        return [group | self.settings(group) for group in groups]
+
+    def settings(self, group: dict[str, Any]) -> dict[str, float]:
+        if "fan_in_width" not in group:
+            raise ValueError(
+                "optimizer=adamw_mup cannot take over the state of optimizer=adamw; resume with that"
+            )
+        scale = group["fan_in_width"] / self.base_width if group["fan_in_width"] else 1.0
+        return {"lr": self.lr / scale, "weight_decay": self.weight_decay * scale}

@@ -1,10 +1,12 @@
 """Numbers that callbacks log mean what they are called."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from rfdit.callbacks.throughput import peak_memory
 from rfdit.training.peak import matmul_peak
 from rfdit.training.trainer import pick_precision
 from tests.command_line import CommandLine, metrics
@@ -33,6 +35,29 @@ def test_throughput(cli: CommandLine) -> None:
         assert float(row["speed/images_per_second"]) > 0
         assert 0 < float(row["speed/mfu"]) < 1
         assert 0 <= float(row["speed/data_wait"]) < 1
+        tokens = float(row["speed/tokens_per_second"]) / float(row["speed/images_per_second"])
+        assert tokens == pytest.approx(64)  # 32 pixels, patches of 4
+        assert 0.1 < float(row["speed/peak_memory_gb"]) < 64
+
+
+def test_peak_memory_sees_what_was_taken() -> None:
+    before = peak_memory(torch.device("cpu"))
+    torch.ones(before // 4)  # as much again, in float32
+    assert peak_memory(torch.device("cpu")) > 1.5 * before
+
+
+@pytest.mark.parametrize(("steps", "written"), [(6, 2), (3, 1), (1, 0)])
+def test_trace(cli: CommandLine, steps: int, written: int) -> None:
+    """Of the two steps after the first two, or of what there is of them."""
+    cli.train(
+        "run_dir=run", f"trainer.max_steps={steps}", "profiler=torch", "callbacks.trace.first_step=2",
+        "callbacks.trace.steps=2",
+    )  # fmt: skip
+    file = Path("run/trace/trace_rank0.json")
+    assert file.exists() == (written > 0)
+    if written:
+        names = [event.get("name", "") for event in json.loads(file.read_text())["traceEvents"]]
+        assert sum(name.startswith("Optimizer.step#") for name in names) == written
 
 
 def test_peak_is_a_rate() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rfdit.batch import Condition
 from rfdit.model import ManualAttention
@@ -88,8 +89,9 @@ def test_manual_attention_equals_fused(network: Make, given: Inputs, qk_norm: bo
         torch.testing.assert_close(by_hand[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_recomputed_activations_give_the_same_gradients(network: Make, given: Inputs) -> None:
-    kept, recomputed = (gradients(network(recompute=flag), given()) for flag in (False, True))
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputed_activations_give_the_same_gradients(network: Make, given: Inputs, recompute: str) -> None:
+    kept, recomputed = (gradients(network(recompute=option), given()) for option in ("none", recompute))
     for name, gradient in kept.items():
         assert gradient is not None
         assert torch.equal(gradient, recomputed[name]), name
@@ -141,7 +143,7 @@ def test_one_network_learns_on_several_shapes(network: Make, given: Inputs) -> N
 @pytest.mark.slow
 def test_another_shape_in_compiled_blocks_and_with_recomputation(network: Make, given: Inputs) -> None:
     """Compiled by the cheapest backend: what is held is that tracing sees the same positions."""
-    for changes in ({}, {"recompute": True}):
+    for changes in ({}, {"recompute": "full"}, {"recompute": "selective"}):
         plain, compiled = network(**changes), network(**changes)
         for block in compiled.blocks:
             block.compile(backend="eager")
@@ -193,3 +195,19 @@ def test_the_patch_must_divide_the_latent(network: Make) -> None:
 def test_the_heads_must_divide_the_width(network: Make) -> None:
     with pytest.raises(ValueError, match=r"model\.num_heads=5 does not divide model\.width=32"):
         network(num_heads=5)
+
+
+def operations(network: nn.Module, given: tuple[Tensor, Tensor, Condition]) -> int:
+    """Of the matrix products and attention kernels of a forward and a backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        gradients(network, given)
+    return counter.get_total_flops()
+
+
+def test_selective_recomputation_repeats_no_matrix_product(network: Make, given: Inputs) -> None:
+    """Full recomputation repeats the blocks' forward pass, a third of a step's operations."""
+    kept, full, selective = (
+        operations(network(recompute=option), given()) for option in ("none", "full", "selective")
+    )
+    assert selective == kept
+    assert 1.2 * kept < full < 1.34 * kept

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from rfdit.training.optim import AdamW, ConstantSchedule, DecaySchedule
 
@@ -32,13 +33,13 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up() -> None:
 
 
 def test_adamw_is_fused_and_takes_the_schedule() -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
+    network = nn.Linear(3, 1)
     make = AdamW(lr=0.1, betas=[0.9, 0.99], weight_decay=0.2, schedule=ConstantSchedule(warmup_steps=1))
-    optimizer, schedule = make([parameter])
+    optimizer, schedule = make(network)
     group = optimizer.param_groups[0]
     assert group["fused"]
     assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.9, 0.99), 0.2, pytest.approx(0.05))
-    parameter.sum().backward()
+    network(torch.ones(3)).sum().backward()
     optimizer.step()
     schedule.step()
     assert group["lr"] == pytest.approx(0.1)
