@@ -35,23 +35,25 @@ class EMA(L.Callback):
         """The decay of the update after `updates` of them."""
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FlowModule)
-        # Here the weights are on their device, and a checkpoint's are already in them.
         self.network = copy.deepcopy(pl_module.network).float().requires_grad_(False).eval()
-        if self._saved is not None:
-            self.network.load_state_dict(self._saved["network"])
-            self.updates, self._saved = self._saved["updates"], None
-        pairs = zip(self.network.parameters(), pl_module.network.parameters())
-        trained: list[tuple[Tensor, Tensor]] = [
-            (mean, weight) for mean, weight in pairs if weight.requires_grad
-        ]
-        self._averages = [average for average, _ in trained]
-        self._weights = [weight for _, weight in trained]
-        pl_module.evaluate_with(self.network)
+        pl_module.averages = {"ema": self.network}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps.start(trainer)
+        self.network.to(pl_module.device)
+        if self._saved is not None:
+            self.network.load_state_dict(self._saved["network"])
+            self.updates, self._saved = self._saved["updates"], None
+        else:
+            self.network.load_state_dict(pl_module.network.state_dict())
+        pairs = zip(self.network.parameters(), pl_module.network.parameters())
+        local = lambda p: p.to_local() if hasattr(p, "to_local") else p
+        trained = [(local(mean), local(weight)) for mean, weight in pairs if weight.requires_grad]
+        self._averages = [average for average, _ in trained]
+        self._weights = [weight for _, weight in trained]
+        pl_module.evaluate_with(self.network)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -64,10 +66,10 @@ class EMA(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.network is not None:
-            checkpoint["ema"] = {"network": self.network.state_dict(), "updates": self.updates}
+            checkpoint["ema"] = {"ema": {"network": self.network.state_dict(), "updates": self.updates}}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Without an average in it, the checkpoint's weights start one.
-        self._saved = checkpoint.get("ema")
+        self._saved = checkpoint.get("ema",{}).get("ema")

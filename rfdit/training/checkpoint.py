@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.training.sharded_checkpoint import is_sharded, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop"}
@@ -31,6 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
+            remove_shards(target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -60,9 +62,11 @@ class SavedRun:
     ema: dict[str, Tensor] | None
 
 
-def read_raw(path: Path) -> dict[str, Any]:
-    """A checkpoint's dict; raises ValueError if it is no checkpoint, damaged, or holds code."""
+def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
+    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code."""
     try:
+        if is_sharded(path):
+            return read_sharded(path) if weights else read_rest(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
@@ -73,9 +77,12 @@ def read_raw(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_checkpoint(path: Path) -> SavedRun:
-    """Reads and checks that rfdit wrote it; raises ValueError otherwise."""
-    raw = read_raw(path)
+def read_checkpoint(path: Path, *, weights: bool = True) -> SavedRun:
+    """Reads and checks that rfdit wrote it; raises ValueError otherwise.
+
+    weights: False leaves those of a sharded checkpoint on the meta device, where nobody needs them.
+    """
+    raw = read_raw(path, weights=weights)
     if "rfdit" not in raw:
         raise ValueError(f"ckpt={path} was not written by rfdit's train.py")
     prefix = "network."
@@ -86,7 +93,7 @@ def read_checkpoint(path: Path) -> SavedRun:
         config=raw["rfdit"]["config"],
         latents=raw["rfdit"]["latents"],
         network=network,
-        ema=raw["ema"]["network"] if "ema" in raw else None,
+        ema=raw["ema"]["ema"]["network"] if "ema" in raw else None,
     )
 
 
@@ -96,7 +103,7 @@ def find_checkpoint(ckpt: str) -> Path:
     Raises ValueError if there is none, or several with no `last.ckpt` among them.
     """
     path = Path(ckpt).expanduser()
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded(path):
         if not path.exists():
             raise ValueError(f"ckpt={ckpt} does not exist; give a run folder or a .ckpt file")
         return path

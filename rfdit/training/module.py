@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rfdit.autoencoder.contract import Autoencoder
@@ -16,6 +17,7 @@ from rfdit.model.backbone import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import FlowLoss, VelocityMatching
 from rfdit.randomness import SampleGenerator
+from rfdit.training.fully_sharded import ShardsNetworks
 from rfdit.training.optim import OptimizerFactory
 
 
@@ -44,6 +46,9 @@ class FlowModule(L.LightningModule):
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
         self.last_loss: FlowLoss | None = None
+        self.averages: dict[str, Network] = {}  # an EMA's copies; sharded, saved and used as the network is
+        self._losses: list[Tensor] = []  # since the last optimiser step
+        self.sharded = False  # every rank holds parts of the networks, and all must use them together
         self._rng: dict[str, Any] | None = None
         self._evaluated: tuple[Network, ...] = (network,)
 
@@ -55,6 +60,13 @@ class FlowModule(L.LightningModule):
     def evaluate_with(self, network: Network) -> None:
         """Sets the weights that are evaluated; a tuple keeps them out of this module's state."""
         self._evaluated = (network,)
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardsNetworks) and not self.sharded:
+            for network in (self.network, *self.averages.values()):
+                strategy.shard(network)
+            self.sharded = True
 
     def on_fit_start(self) -> None:
         if self.compile_blocks:
@@ -69,7 +81,7 @@ class FlowModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
         self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
-        self.log("train/loss", self.last_loss.total)
+        self._losses.append(self.last_loss.total)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -117,7 +129,10 @@ class FlowModule(L.LightningModule):
         # fp16; there is no scaling in bf16 and fp32. Without a limit the norm is still logged.
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        self.log("train/grad_norm", norm)
+        self.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        # Of the whole global batch, over ranks and gathered gradients alike.
+        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
+        self._losses = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rfdit"] = self.record

@@ -1,0 +1,154 @@
+"""FSDP2 under Lightning: every rank holds its part of weights, gradients, optimiser state and averages."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from rfdit.network import Network
+from rfdit.training.checkpoint import read_raw
+from rfdit.training.sharded_checkpoint import Keys, is_sharded, read_sharded, replaced, write_sharded
+
+
+@runtime_checkable
+class ShardsNetworks(Protocol):
+    """A strategy that wants every network before the first step."""
+
+    def shard(self, network: Network) -> None:
+        """Replaces the network's parameters by this rank's parts of them."""
+        ...
+
+
+class FullySharded(ModelParallelStrategy):
+    """`fully_shard` of each transformer block, of the rest of the backbone, and of the conditioner.
+
+    replicas: groups of ranks that each hold the whole state in parts (HSDP); 1 spreads it over all.
+    reshard_after_forward: gather a block's weights again for the backward pass, instead of keeping
+        them in between: less memory, more traffic.
+    gather_bf16: send the blocks' weights as bf16, in which their matrix products are computed anyway.
+        Gradients are reduced in float32.
+    """
+
+    def __init__(
+        self, *, replicas: int, reshard_after_forward: bool, gather_bf16: bool, timeout: timedelta
+    ) -> None:
+        super().__init__(timeout=timeout)
+        self.replicas, self.reshard_after_forward = replicas, reshard_after_forward
+        self.gather_bf16 = gather_bf16
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def setup_environment(self) -> None:
+        # Lightning's mesh has a second dimension for tensor parallelism, which we have not.
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+        if self.world_size % self.replicas:
+            raise ValueError(
+                f"strategy.replicas={self.replicas} does not divide the {self.world_size} ranks "
+                "(trainer.devices times trainer.num_nodes)"
+            )
+        shape, names = (self.replicas, self.world_size // self.replicas), ("replicate", "shard")
+        self.mesh: DeviceMesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
+        if self.replicas == 1:
+            self.mesh = self.mesh["shard"]
+
+    def shard(self, network: Network) -> None:
+        """See `ShardsNetworks`. The network may be on any device; its parts come to the rank's."""
+        backbone, conditioner = network.backbone, network.conditioner
+        assert isinstance(backbone, nn.Module)
+        assert isinstance(conditioner, nn.Module)
+        # An average is used without a backward pass, after which nothing would free what was gathered.
+        trained = any(p.requires_grad for p in network.parameters())
+        blocks, rest = self._block_precision(), MixedPrecisionPolicy(cast_forward_inputs=False)
+        for block in backbone.get_submodule("blocks").children():
+            fully_shard(
+                block,
+                mesh=self.mesh,
+                mp_policy=blocks,
+                reshard_after_forward=self.reshard_after_forward or not trained,
+            )
+        for part in (backbone, conditioner):
+            if any(True for _ in part.parameters()):
+                fully_shard(part, mesh=self.mesh, mp_policy=rest, reshard_after_forward=not trained)
+        if any(True for _ in conditioner.parameters()):
+            register_fsdp_forward_method(conditioner, "null")
+
+    def _block_precision(self) -> MixedPrecisionPolicy:
+        # Only weights are cast: what flows between blocks stays float32, and autocast decides as usual.
+        bf16 = (
+            torch.bfloat16 if self.gather_bf16 and self.precision_plugin.precision == "bf16-mixed" else None
+        )
+        return MixedPrecisionPolicy(
+            param_dtype=bf16, reduce_dtype=bf16 and torch.float32, cast_forward_inputs=False
+        )
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self.lightning_module.state_dict()
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        return optimizer.state_dict()
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        write_sharded(checkpoint, Path(filepath), share=self.broadcast, barrier=self.barrier)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A checkpoint of any strategy, with this rank's parts of what is sharded."""
+        path = Path(self.broadcast(checkpoint_path))
+        if is_sharded(path):
+            return read_sharded(path, empty=self._empty)
+        return replaced(read_raw(path), self._part)
+
+    def _empty(self, keys: Keys, form: Tensor) -> Tensor:
+        like = self._like(keys)
+        if like is None or like.shape != form.shape:
+            return torch.empty_like(form, device=self.root_device)
+        return torch.empty_like(like, dtype=form.dtype)
+
+    def _part(self, keys: Keys, whole: Tensor) -> Tensor:
+        like = self._like(keys)
+        if like is None or like.shape != whole.shape:
+            return whole
+        # Every rank has read the whole and keeps its part: nothing is sent.
+        return distribute_tensor(
+            whole.to(self.root_device), like.device_mesh, like.placements, src_data_rank=None
+        )
+
+    def _like(self, keys: Keys) -> DTensor | None:
+        """The parameter that a tensor of a checkpoint belongs to, if it is sharded."""
+        assert self.lightning_module is not None
+        network = self.lightning_module.get_submodule("network")
+        parameters = dict(network.named_parameters())
+        match keys:
+            case ("state_dict", str(name)):
+                found = parameters.get(name.removeprefix("network."))
+            case ("ema", _, "network", str(name)):
+                found = parameters.get(name)
+            case ("optimizer_states", int(optimizer), "state", int(number), _):
+                groups = self.optimizers[optimizer].param_groups
+                found = [parameter for group in groups for parameter in group["params"]][number]
+            case _:
+                found = None
+        return found if isinstance(found, DTensor) else None
