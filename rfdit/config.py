@@ -4,10 +4,12 @@ import difflib
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from beartype.door import is_bearable
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -151,9 +153,14 @@ def build(node: Any, **supplied: Any) -> Any:
         raise
 
 
-def build_network(config: dict[str, Any]) -> Network:
-    """The trained part of a configuration; the backbone first, since its errors come at once."""
-    return Network(backbone=build(config["model"]), conditioner=build(config["conditioner"]))
+def build_network(config: dict[str, Any], *, empty_backbone: bool = False) -> Network:
+    """The trained part of a configuration; the backbone first, since its errors come at once.
+
+    empty_backbone: put it on the meta device, to be filled later.
+    """
+    with torch.device("meta") if empty_backbone else nullcontext():
+        backbone = build(config["model"])
+    return Network(backbone=backbone, conditioner=build(config["conditioner"]))
 
 
 def default_settings(name: str) -> list[str]:

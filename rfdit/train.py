@@ -26,6 +26,7 @@ from rfdit.training.checkpoint import (
     newest_run,
     read_checkpoint,
 )
+from rfdit.training.fully_sharded import starts_empty
 from rfdit.training.local_ranks import LocalRanks
 from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
@@ -50,7 +51,7 @@ def build_training(config: dict[str, Any]) -> Training:
         callbacks=[build(node) for node in config["callbacks"].values() if node is not None],
         loggers=[build(node) for node in config["logger"].values() if node is not None],
     )
-    network = build_network(config)
+    network = build_network(config, empty_backbone=starts_empty(trainer))
     autoencoder = build(config["autoencoder"])
     module = FlowModule(
         network=network,

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.network import Network
@@ -72,4 +71,4 @@ class EMA(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Without an average in it, the checkpoint's weights start one.
-        self._saved = checkpoint.get("ema",{}).get("ema")
+        self._saved = checkpoint.get("ema", {}).get("ema")

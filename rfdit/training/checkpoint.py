@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.training.background import BackgroundWriter, snapshot
 from rfdit.training.sharded_checkpoint import is_sharded, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
@@ -18,12 +19,30 @@ EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dt
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file."""
+    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file.
+
+    background: copy the state and write the copy while training goes on; what goes wrong is raised by
+        the next save, or at the end of the run.
+    """
+
+    def __init__(self, *, background: bool = False) -> None:
+        super().__init__()
+        self.background = background
+        self.writer = BackgroundWriter()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        target = Path(path)
+        if not self.background:
+            self._write(checkpoint, Path(path))
+            return
+        copied = snapshot(checkpoint)
+        self.writer.start(lambda: self._write(copied, Path(path)))
+
+    def teardown(self) -> None:
+        self.writer.wait()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:

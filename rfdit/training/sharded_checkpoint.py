@@ -7,6 +7,7 @@ old state by the new: a kill at any moment leaves one of them whole.
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,29 +28,34 @@ def is_sharded(path: Path) -> bool:
     return (path / REST).is_file()
 
 
-def write_sharded(
-    checkpoint: dict[str, Any], path: Path, *, share: Callable[[Any], Any], barrier: Callable[[], None]
-) -> None:
-    """Writes this rank's part of a checkpoint; to be called on all ranks, with equal values but for tensors.
+def new_folder(path: Path, step: int) -> str:
+    """The name of the folder for a new state of the checkpoint `path`; rank 0's choice holds for all."""
+    return f"{path.stem}.{step:08d}.{secrets.token_hex(3)}{SUFFIX}"
 
-    share: what rank 0 has, on every rank. Raises OSError on every rank if one cannot write.
+
+def write_sharded(
+    checkpoint: dict[str, Any],
+    path: Path,
+    folder: Path,
+    *,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> None:
+    """Writes this rank's part of a checkpoint; all ranks call, with equal values but for the tensors.
+
+    folder: as of `new_folder`, beside `path`, equal on all ranks. group: of all ranks, on CPUs; by
+    default the one that training uses. Raises OSError on every rank if one of them cannot write.
     """
-    rank = torch.distributed.get_rank()
-    folder = path.with_name(
-        share(f"{path.stem}.{checkpoint['global_step']:08d}.{secrets.token_hex(3)}{SUFFIX}")
-    )
-    if rank == 0:
-        folder.mkdir(parents=True)
-    barrier()
     tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    first = torch.distributed.get_rank() == 0
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+        if first:
+            _publish(checkpoint, folder, path)
     except Exception as error:
-        if rank == 0:
+        if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
-    if rank == 0:
-        _publish(checkpoint, folder, path)
 
 
 def _publish(checkpoint: dict[str, Any], folder: Path, path: Path) -> None:
@@ -90,8 +96,9 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     make = empty or (lambda keys, form: torch.empty_like(form, device="cpu"))
     found = {keys: make(keys, form) for keys, form in _tensors(rest)}
     tensors = {_name(keys): tensor for keys, tensor in found.items()}
-    reader = HuggingFaceStorageReader(str(path))
-    dcp.load(tensors, storage_reader=reader, no_dist=empty is None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
     return replaced(rest, lambda keys, form: tensors[_name(keys)])
 
 

@@ -25,6 +25,7 @@ def fsdp(
     replicas: int = 1,
     reshard_after_forward: bool = True,
     gather_bf16: bool = True,
+    meta_init: bool = False,
     timeout_minutes: float = 30,
 ) -> Strategy:
     """Weights, gradients, optimiser state and averages in parts, one on every device (FSDP2).
@@ -37,5 +38,6 @@ def fsdp(
         replicas=replicas,
         reshard_after_forward=reshard_after_forward,
         gather_bf16=gather_bf16,
+        meta_init=meta_init,
         timeout=timedelta(minutes=timeout_minutes),
     )
