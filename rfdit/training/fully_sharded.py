@@ -167,10 +167,12 @@ class FullySharded(ModelParallelStrategy):
         if not io.background:
             write_sharded(checkpoint, path, folder)
             return
-        if self._writers is None:  # what is written beside training must not meet its messages
-            self._writers = torch.distributed.new_group(backend="gloo")
-        copied = snapshot(checkpoint)
-        io.writer.start(lambda: write_sharded(copied, path, folder, group=self._writers))
+        if self._writers is None:  # what is said while writing must not meet what training says
+            group = torch.distributed.new_group(backend="gloo")
+            assert isinstance(group, torch.distributed.ProcessGroup)
+            self._writers = group
+        copied, writers = snapshot(checkpoint), self._writers
+        io.writer.start(lambda: write_sharded(copied, path, folder, group=writers))
 
     def teardown(self) -> None:
         self.checkpoint_io.teardown()

@@ -22,6 +22,10 @@ SECONDS_TO_END = 30  # that the other ranks get when this one is done or has fai
 PARENT = "RFDIT_PARENT"  # the process that started a rank
 
 
+class RankFailedError(ValueError):
+    """Another rank failed, and said why."""
+
+
 class LocalRanks:
     """A context in which this process is rank 0 of `count` on this machine.
 
@@ -85,8 +89,7 @@ class LocalRanks:
         self._over.set()
         if self.count == 1:
             return
-        if kind is not None and not issubclass(kind, SystemExit):
-            self._end()
+        failed = self._end() if kind is not None and not issubclass(kind, SystemExit) else None
         for rank in self._ranks:
             rank.wait()
         if torch.distributed.is_initialized():
@@ -97,16 +100,25 @@ class LocalRanks:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        if failed is not None and isinstance(error, RuntimeError):
+            # This one only found that it was alone.
+            raise RankFailedError(f"rank {failed} failed; what it said is above") from None
 
-    def _end(self) -> None:
-        """Ends the other ranks, with time for what they have to say."""
+    def _end(self) -> int | None:
+        """Ends the other ranks, with time for what they have to say; the first that failed by itself."""
+        failed = None
         for signal_, seconds in ((None, 5), (signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, 10)):
             for rank in self._ranks:
                 if signal_ is not None and rank.poll() is None:
                     rank.send_signal(signal_)
-            until = time.monotonic() + seconds
+            until = time.monotonic() + seconds if self._ranks else 0
             while time.monotonic() < until and any(rank.poll() is None for rank in self._ranks):
                 time.sleep(0.1)
+            if signal_ is None:
+                failed = next(
+                    (i for i, rank in enumerate(self._ranks, 1) if rank.poll() not in (None, 0)), None
+                )
+        return failed
 
 
 def _free_port() -> int:
