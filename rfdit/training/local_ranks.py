@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -45,7 +44,7 @@ class LocalRanks:
         self._over = threading.Event()
         self._threads = torch.get_num_threads()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "LocalRanks":
         if PARENT in os.environ:
             _die_with(int(os.environ[PARENT]))
         if self.count > 1:

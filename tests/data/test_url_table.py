@@ -278,9 +278,7 @@ def test_a_cache_without_room_stops_nothing(
 ) -> None:
     reader = make_reader(images=FolderCache(folder=str(tmp_path / "images"), max_bytes=10))
     source = reader([write_table(good(server, 1))], filters=ALL)
-    with pytest.warns(
-        UserWarning, match=r"data\.reader\.images: .* do not fit into a cache of 10"
-    ):
+    with pytest.warns(UserWarning, match=r"data\.reader\.images: .* do not fit into a cache of 10"):
         assert captions(source, [0]) == ["row 0"]
 
 
