@@ -1,74 +1,122 @@
-"""Exponential moving average of the trained weights: what is validated, sampled and shipped."""
+"""Exponential moving averages of the trained weights: what is validated, sampled and shipped."""
 
-import copy
 from typing import Any
 
 import lightning as L
-import torch
 
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.ema import Averages, PowerFunction, Profile, Snapshots
+from rfdit.ema.snapshots import Snapshot
 from rfdit.network import Network
 from rfdit.training.module import FlowModule
 
 
 class EMA(L.Callback):
-    """Owns a frozen float32 copy of the network, moved towards it after every optimiser step.
+    """Owns a frozen float32 copy of the network per profile, moved towards it after every optimiser step.
 
-    decay: how much of the average a step keeps; 0.9999 in DiT and SiT.
-    warmup: keep less at first, (1 + n) / (10 + n) after n updates, so that short runs are averaged too.
+    profiles: by name; None leaves one out. The first is evaluated in the weights' place, and nothing
+        is ever swapped.
+    snapshots: stores the power function profiles now and then, for `python -m rfdit.posthoc`.
 
-    The copy starts as the initial weights and is evaluated in their place; nothing is ever swapped.
-    It is updated in a callback's hook, which runs before checkpoints are written.
+    The copies are made before a strategy shards the network, and are the strategy's to shard in the
+    same way (`FlowModule.averages`). They start as the initial weights or a checkpoint's, and are
+    updated in a callback's hook, which runs before checkpoints are written.
     """
 
-    def __init__(self, *, decay: float = 0.9999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"callbacks.ema.decay={decay} must be at least 0 and less than 1")
-        self.decay, self.warmup = decay, warmup
-        self.updates = 0
-        self.network: Network | None = None
-        self._saved: dict[str, Any] | None = None
+    def __init__(self, *, profiles: dict[str, Profile | None], snapshots: Snapshots | None = None) -> None:
+        self.profiles = {name: profile for name, profile in profiles.items() if profile is not None}
+        _check_names(list(self.profiles))
+        self.powers = {n: p.std for n, p in self.profiles.items() if isinstance(p, PowerFunction)}
+        if snapshots is not None and not self.powers:
+            raise ValueError(
+                "callbacks.ema.snapshots stores power function profiles and callbacks.ema.profiles has none; "
+                "use ema=power, or callbacks.ema.snapshots=null"
+            )
+        self.snapshots = snapshots
+        self.networks: dict[str, Network] = {}
+        self._averages: Averages | None = None
+        self._saved: dict[str, Any] = {}
         self._steps = OptimizerSteps()
 
-    def decay_at(self, updates: int) -> float:
-        """The decay of the update after `updates` of them."""
-        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+    @property
+    def updates(self) -> dict[str, int]:
+        """How many steps each profile has averaged."""
+        return dict(self._averages.updates) if self._averages else {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         assert isinstance(pl_module, FlowModule)
-        self.network = copy.deepcopy(pl_module.network).float().requires_grad_(False).eval()
-        pl_module.averages = {"ema": self.network}
+        self._averages = Averages(network=pl_module.network, profiles=self.profiles)
+        self.networks = pl_module.averages = self._averages.networks
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, FlowModule)
+        assert self._averages is not None
+        self._averages.to(pl_module.device)
+        pl_module.evaluate_with(next(iter(self.networks.values())))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, FlowModule)
+        assert self._averages is not None
+        # Not before: some strategies restore a checkpoint after on_fit_start.
+        self._averages.start(pl_module.network, self._saved)
+        self._saved = {}
         self._steps.start(trainer)
-        self.network.to(pl_module.device)
-        if self._saved is not None:
-            self.network.load_state_dict(self._saved["network"])
-            self.updates, self._saved = self._saved["updates"], None
-        else:
-            self.network.load_state_dict(pl_module.network.state_dict())
-        pairs = zip(self.network.parameters(), pl_module.network.parameters())
-        local = lambda p: p.to_local() if hasattr(p, "to_local") else p
-        trained = [(local(mean), local(weight)) for mean, weight in pairs if weight.requires_grad]
-        self._averages = [average for average, _ in trained]
-        self._weights = [weight for _, weight in trained]
-        pl_module.evaluate_with(self.network)
+        if self.snapshots is not None and trainer.is_global_zero:
+            self.snapshots.discard_after(trainer.global_step)
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if not self._steps(trainer):
             return
-        torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay_at(self.updates))
-        self.updates += 1
+        assert self._averages is not None
+        self._averages.update()
+        if self.snapshots is not None and trainer.global_step % self.snapshots.every_n_steps == 0:
+            self._store(self.snapshots, self._averages, trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._averages is not None
+        if self.snapshots is not None:
+            self._store(self.snapshots, self._averages, trainer)
+
+    def _store(self, snapshots: Snapshots, averages: Averages, trainer: L.Trainer) -> None:
+        """A snapshot of each power function profile that has seen a step."""
+        for name, std in self.powers.items():
+            if updates := averages.updates[name]:
+                snapshot = Snapshot(name, std, updates, trainer.global_step)
+                snapshots.write(snapshot, averages.trained_part(name), writes=trainer.is_global_zero)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self.network is not None:
-            checkpoint["ema"] = {"ema": {"network": self.network.state_dict(), "updates": self.updates}}
+        if self._averages is not None:
+            checkpoint["ema"] = self._averages.state_dict()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Without an average in it, the checkpoint's weights start one.
-        self._saved = checkpoint.get("ema", {}).get("ema")
+        # A profile without an average in it starts one from the checkpoint's weights.
+        self._saved = checkpoint.get("ema", {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"std": self.powers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, std in state_dict["std"].items():
+            if self.powers.get(name, std) != std:
+                raise ValueError(
+                    f"callbacks.ema.profiles.{name}.std={self.powers[name]} goes on with an average of std={std}; "
+                    "give a profile of another length another name"
+                )
+
+
+def _check_names(names: list[str]) -> None:
+    """Raises ValueError for names that `weights=NAME` of sample.py could not tell apart."""
+    if not names:
+        raise ValueError("callbacks.ema.profiles is empty; give one, or callbacks.ema=null")
+    for name in names:
+        if not name.isidentifier() or name == "raw" or (name == "ema" and names[0] != "ema"):
+            raise ValueError(
+                f"callbacks.ema.profiles.{name} cannot be called so; use letters, digits and _, ema only for the "
+                "first profile, and not raw, which are the weights being trained"
+            )
