@@ -1,13 +1,16 @@
 """From YAML to objects: the root schemas, `validate`, and `build`."""
 
 import difflib
+import hashlib
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from beartype.door import is_bearable
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -22,6 +25,8 @@ from rfdit.network import Network
 PACKAGE = Path(rfdit.__file__).parent
 # conf/ is inside the package in a wheel and beside it in a checkout.
 CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+LONGEST_NAME = 200  # of a folder, in bytes; file systems end at 255
 
 # Arguments that `build`'s callers give, so that no YAML does.
 SUPPLIED = {"trainer": {"callbacks", "loggers"}}
@@ -144,6 +149,13 @@ def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | lis
     return sizes[0] if isinstance(resolution, int) else sizes
 
 
+def folder_name(text: str) -> str:
+    """The text itself, or a shorter one that differs where it does; in YAML `${folder_name:...}`."""
+    if len(text.encode()) <= LONGEST_NAME:
+        return text
+    return f"{text[:100]}...{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def register() -> None:
     """Makes schemas and resolvers known to Hydra; safe to call twice."""
     store = ConfigStore.instance()
@@ -154,6 +166,7 @@ def register() -> None:
     store.store(name="encode_schema", node=EncodeConfig)
     store.store(name="pack_schema", node=PackConfig)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def build(node: Any, **supplied: Any) -> Any:
@@ -173,9 +186,14 @@ def build(node: Any, **supplied: Any) -> Any:
         raise
 
 
-def build_network(config: dict[str, Any]) -> Network:
-    """The trained part of a configuration; the backbone first, since its errors come at once."""
-    return Network(backbone=build(config["model"]), conditioner=build(config["conditioner"]))
+def build_network(config: dict[str, Any], *, empty_backbone: bool = False) -> Network:
+    """The trained part of a configuration; the backbone first, since its errors come at once.
+
+    empty_backbone: put it on the meta device, to be filled later.
+    """
+    with torch.device("meta") if empty_backbone else nullcontext():
+        backbone = build(config["model"])
+    return Network(backbone=backbone, conditioner=build(config["conditioner"]))
 
 
 def default_settings(name: str) -> list[str]:

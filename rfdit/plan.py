@@ -90,7 +90,8 @@ class Plan:
 
 def state_shards(strategy: Mapping[str, Any], devices: int) -> int:
     """Over how many devices a strategy divides weights, gradients, moments and averages; else it copies them."""
-    return devices if strategy["_target_"].rpartition(".")[2] == "fsdp" else 1
+    sharded = strategy["_target_"].rpartition(".")[2] == "fsdp"
+    return devices // strategy.get("replicas", 1) if sharded else 1
 
 
 def ema_copies(callbacks: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from rfdit.training.checkpoint import (
     newest_run,
     read_checkpoint,
 )
+from rfdit.training.fully_sharded import starts_empty
+from rfdit.training.local_ranks import LocalRanks
 from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
@@ -50,7 +53,7 @@ def build_training(config: dict[str, Any]) -> Training:
         callbacks=[build(node) for node in config["callbacks"].values() if node is not None],
         loggers=[build(node) for node in config["logger"].values() if node is not None],
     )
-    network = build_network(config)
+    network = build_network(config, empty_backbone=starts_empty(trainer))
     autoencoder = build(config["autoencoder"])
     module = FlowModule(
         network=network,
@@ -103,24 +106,46 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
     resume = find_resume(config["ckpt"], run_dir)
     if pick_device(config["trainer"]["accelerator"]).type == "cpu":
         keep_freed_memory()
-    training = build_training(config)
-    if resume is not None:
-        saved = read_checkpoint(resume)
-        check_resumable(saved, config, training.module.autoencoder.contract)
-        if changed := changed_settings(saved, config):
-            print(f"resuming with other settings than the checkpoint's: {'; '.join(changed)}", flush=True)
-        if saved.step >= training.trainer.max_steps > 0:
-            raise ValueError(
-                f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
+    with LocalRanks(command=rank_command(run_dir), count=config["trainer"]["devices"]) as ranks:
+        training = build_training(config)
+        if resume is not None:
+            _check_resume(resume, training, config)
+        if training.trainer.is_global_zero:
+            describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
+            parameters = count_parameters(training.module.network)
+            print(
+                f"training {parameters:,} parameters in {run_dir} ({training.trainer.precision})", flush=True
             )
-    if training.trainer.is_global_zero:
-        describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
-        parameters = count_parameters(training.module.network)
-        print(f"training {parameters:,} parameters in {run_dir} ({training.trainer.precision})", flush=True)
-    training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
-    _report(training, run_dir, overrides)
-    loss = training.trainer.callback_metrics.get("val/loss")
-    return None if loss is None else float(loss)
+        ranks.start()
+        training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
+        _report(training, run_dir, overrides)
+        loss = training.trainer.callback_metrics.get("val/loss")
+        return None if loss is None else float(loss)
+
+
+def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> None:
+    """Raises ValueError if the run cannot go on from this checkpoint; says what is set otherwise than there."""
+    saved = read_checkpoint(resume, weights=False)
+    check_resumable(saved, config, training.module.autoencoder.contract)
+    if training.trainer.is_global_zero and (changed := changed_settings(saved, config)):
+        print(f"resuming with other settings than the checkpoint's: {'; '.join(changed)}", flush=True)
+    if saved.step >= training.trainer.max_steps > 0:
+        raise ValueError(
+            f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
+        )
+
+
+def rank_command(run_dir: Path) -> list[str]:
+    """What starts another rank of the Hydra job that runs now: its own settings, in its own folder."""
+    job = HydraConfig.get()
+    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    folder = str(run_dir.absolute()).replace("'", r"\'")  # a sweep's folders have = and , in their names
+    return [
+        *(sys.executable, "-m", "rfdit.train", "--config-name", str(job.job.config_name)),
+        *(argument for folder in folders for argument in ("--config-dir", folder)),
+        *job.overrides.task,
+        *("hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
+    ]
 
 
 def _report(training: Training, run_dir: Path, overrides: list[str]) -> None:
@@ -141,7 +166,8 @@ def _report(training: Training, run_dir: Path, overrides: list[str]) -> None:
 
 def _quiet() -> None:
     """Silences what is said at every start and helps nobody."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -57,7 +57,7 @@ class SampleGrid(L.Callback):
         if self.captions is None:  # once: labels on a GPU have to be waited for
             self.captions = captions_of(self.inputs, batch)
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
-        if self._steps(trainer) and due and trainer.is_global_zero:
+        if self._steps(trainer) and due and (trainer.is_global_zero or pl_module.sharded):
             self._write(trainer, pl_module, self.inputs, pl_module.latent_shape(batch))
 
     def _write(
@@ -72,7 +72,10 @@ class SampleGrid(L.Callback):
             bf16=trainer.precision == "bf16-mixed",
         )
         assert self.captions is not None
-        sheet = captioned_grid(pipeline(inputs, seed=self.seed), self.captions)
+        pictures = pipeline(inputs, seed=self.seed)
+        if not trainer.is_global_zero:  # it was here to bring its parts of the weights
+            return
+        sheet = captioned_grid(pictures, self.captions)
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step_{trainer.global_step:08d}.png")
         for logger in trainer.loggers:

@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from rfdit.batch import Batch
+from rfdit.batch import Batch, Condition
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.model.backbone import token_grid
-from rfdit.model.cost import count_macs
+from rfdit.model.cost import count_macs, weightless
 from rfdit.precision import multiplies_bf16_fast
+from rfdit.protocols import Backbone
 from rfdit.training.module import FlowModule
 from rfdit.training.peak import matmul_peak
 
@@ -44,10 +45,21 @@ class Throughput(L.Callback):
         self.images_per_second = 0.0
         self._steps = OptimizerSteps()
         self._peak = 0.0
+        self._backbone: Backbone | None = None  # without weights
+        self._null: Condition | None = None
         self._macs: dict[tuple[int, int, int], int] = {}  # of one image, by the latent's shape
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Before a strategy takes the network apart.
+        assert isinstance(pl_module, FlowModule)
+        if stage == "fit":
+            self._backbone = weightless(pl_module.network.backbone)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = pl_module.device
+        assert isinstance(pl_module, FlowModule)
+        with torch.no_grad():  # on all ranks together: each may hold but a part of it
+            self._null = pl_module.network.conditioner.null(device=device)
         bf16 = trainer.precision == "bf16-mixed" and multiplies_bf16_fast(device)
         self._peak = matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
         self._steps.start(trainer)
@@ -65,8 +77,9 @@ class Throughput(L.Callback):
         assert isinstance(pl_module, FlowModule)
         shape = pl_module.latent_shape(batch)
         if shape not in self._macs:
-            null = pl_module.network.conditioner.null(device=pl_module.device)
-            self._macs[shape] = count_macs(pl_module.network.backbone, shape, null)
+            assert self._backbone is not None
+            assert self._null is not None
+            self._macs[shape] = count_macs(self._backbone, shape, self._null)
         self._flops += 6 * self._macs[shape] * len(batch)
         patch_size = getattr(pl_module.network.backbone, "patch_size", 1)
         self._tokens += math.prod(token_grid(shape[1:], patch_size)) * len(batch) * trainer.world_size

@@ -10,7 +10,7 @@ from rfdit.training.module import FlowModule
 
 
 class TimeBinLoss(L.Callback):
-    """Logs the mean training loss in equal bins of t, over all samples since the last log.
+    """Logs the mean training loss in equal bins of t, over all samples of all ranks since the last log.
 
     `train/loss_t0.3` is the mean for t in [0.3, 0.4); a bin without samples is left out.
     """
@@ -36,6 +36,10 @@ class TimeBinLoss(L.Callback):
             self._log(trainer)
 
     def _log(self, trainer: L.Trainer) -> None:
+        if trainer.world_size > 1:
+            both = torch.stack([self._sums, self._counts])
+            torch.distributed.all_reduce(both)
+            self._sums, self._counts = both
         sums, counts = self._sums.tolist(), self._counts.tolist()
         means = {f"train/loss_t{i / self.bins:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts)) if n}
         # Not by `log_dict`, which would repeat the old value of a bin without samples.

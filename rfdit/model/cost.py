@@ -15,6 +15,14 @@ def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
+def weightless(backbone: Backbone) -> Backbone:
+    """A copy on the meta device, which knows shapes and takes no memory."""
+    assert isinstance(backbone, nn.Module)
+    # The copy's weights are meta from the start: a large network would not fit a device twice.
+    weights: dict[int, object] = {id(p): nn.Parameter(p.detach().to("meta")) for p in backbone.parameters()}
+    return copy.deepcopy(backbone, weights)
+
+
 def count_macs(backbone: Backbone, latent: tuple[int, int, int], cond: Condition) -> int:
     """Multiply-adds of one forward pass on one latent (c, h, w), counted without computing it.
 
@@ -23,15 +31,7 @@ def count_macs(backbone: Backbone, latent: tuple[int, int, int], cond: Condition
     cond: the condition of one sample; its values do not matter.
     """
     meta = torch.device("meta")
-    assert isinstance(backbone, nn.Module)
-    # The copy's weights are meta from the start: a large network would not fit a device twice.
-    weights: dict[int, object] = {id(p): nn.Parameter(p.detach().to(meta)) for p in backbone.parameters()}
-    network = copy.deepcopy(backbone, weights)
-    one = Condition(
-        pooled=cond.pooled[:1].to(meta),
-        tokens=None if cond.tokens is None else cond.tokens[:1].to(meta),
-        mask=None if cond.mask is None else cond.mask[:1].to(meta),
-    )
+    network, one = weightless(backbone), cond.map(lambda x: x[:1].to(meta))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, *latent, device=meta), torch.empty(1, device=meta), one)
     return counter.get_total_flops() // 2

@@ -11,18 +11,38 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.training.background import BackgroundWriter, snapshot
+from rfdit.training.sharded_checkpoint import is_sharded, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file."""
+    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file.
+
+    background: copy the state and write the copy while training goes on; what goes wrong is raised by
+        the next save, or at the end of the run.
+    """
+
+    def __init__(self, *, background: bool = False) -> None:
+        super().__init__()
+        self.background = background
+        self.writer = BackgroundWriter()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        target = Path(path)
+        if not self.background:
+            self._write(checkpoint, Path(path))
+            return
+        copied = snapshot(checkpoint)
+        self.writer.start(lambda: self._write(copied, Path(path)))
+
+    def teardown(self) -> None:
+        self.writer.wait()
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
@@ -31,6 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
+            remove_shards(target)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -73,9 +94,11 @@ class SavedRun:
         return found[name]
 
 
-def read_raw(path: Path) -> dict[str, Any]:
-    """A checkpoint's dict; raises ValueError if it is no checkpoint, damaged, or holds code."""
+def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
+    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code."""
     try:
+        if is_sharded(path):
+            return read_sharded(path) if weights else read_rest(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
@@ -86,9 +109,12 @@ def read_raw(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def read_checkpoint(path: Path) -> SavedRun:
-    """Reads and checks that rfdit wrote it; raises ValueError otherwise."""
-    raw = read_raw(path)
+def read_checkpoint(path: Path, *, weights: bool = True) -> SavedRun:
+    """Reads and checks that rfdit wrote it; raises ValueError otherwise.
+
+    weights: False leaves those of a sharded checkpoint on the meta device, where nobody needs them.
+    """
+    raw = read_raw(path, weights=weights)
     if "rfdit" not in raw:
         raise ValueError(f"ckpt={path} was not written by rfdit's train.py")
     prefix = "network."
@@ -109,7 +135,7 @@ def find_checkpoint(ckpt: str) -> Path:
     Raises ValueError if there is none, or several with no `last.ckpt` among them.
     """
     path = Path(ckpt).expanduser()
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded(path):
         if not path.exists():
             raise ValueError(f"ckpt={ckpt} does not exist; give a run folder or a .ckpt file")
         return path

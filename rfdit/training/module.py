@@ -18,6 +18,7 @@ from rfdit.model.backbone import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import FlowLoss, VelocityMatching
 from rfdit.randomness import SampleGenerator
+from rfdit.training.fully_sharded import ShardsNetworks
 from rfdit.training.optim import OptimizerFactory, refuse_step
 
 
@@ -48,8 +49,11 @@ class FlowModule(L.LightningModule):
         self.last_loss: FlowLoss | None = None
         # Each says of the gradient's norm, before clipping, whether its step must not be taken.
         self.step_guards: list[Callable[[Tensor], Tensor]] = []
+        # An EMA's copies, sharded and saved as the network is; a dict, so that they are no submodules.
+        self.averages: dict[str, Network] = {}
+        self.sharded = False  # every rank holds parts of the networks, and all must use them together
+        self._losses: list[Tensor] = []  # since the last optimiser step
         self._rng: dict[str, Any] | None = None
-        self.averages: dict[str, Network] = {}  # the EMA's; a dict, so that they are no submodules
         self._evaluated: tuple[Network, ...] = (network,)
 
     @property
@@ -60,6 +64,13 @@ class FlowModule(L.LightningModule):
     def evaluate_with(self, network: Network) -> None:
         """Sets the weights that are evaluated; a tuple keeps them out of this module's state."""
         self._evaluated = (network,)
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardsNetworks) and not self.sharded:
+            for network in (self.network, *self.averages.values()):
+                strategy.shard(network)
+            self.sharded = True
 
     def on_fit_start(self) -> None:
         if self.compile_blocks:
@@ -74,7 +85,7 @@ class FlowModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
         self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
-        self.log("train/loss", self.last_loss.total)
+        self._losses.append(self.last_loss.total)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -125,6 +136,9 @@ class FlowModule(L.LightningModule):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.log("train/grad_norm", norm)
+        # Of the whole global batch, over ranks and gathered gradients alike.
+        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
+        self._losses = []
         if self.step_guards:
             refuse_step(optimizer, torch.stack([guard(norm) for guard in self.step_guards]).any())
 

@@ -1,11 +1,10 @@
 """How a run is spread over devices."""
 
-import os
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-STARTED_BY_LAUNCHER = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
+from rfdit.training.fully_sharded import FullySharded
 
 
 def single() -> Strategy | None:
@@ -17,12 +16,28 @@ def ddp(*, timeout_minutes: float = 30) -> Strategy:
     """A replica of the network on every device, gradients averaged.
 
     timeout_minutes: how long ranks wait for each other before the run fails.
-    Raises ValueError unless torchrun or a scheduler started this process: what Lightning starts
-    itself runs a Hydra sweep once per rank.
     """
-    if not STARTED_BY_LAUNCHER & os.environ.keys():
-        raise ValueError(
-            "strategy=ddp is started by torchrun: write torchrun --nproc-per-node=N train.py strategy=ddp "
-            "trainer.devices=N ..."
-        )
     return DDPStrategy(gradient_as_bucket_view=True, timeout=timedelta(minutes=timeout_minutes))
+
+
+def fsdp(
+    *,
+    replicas: int = 1,
+    reshard_after_forward: bool = True,
+    gather_bf16: bool = True,
+    meta_init: bool = False,
+    timeout_minutes: float = 30,
+) -> Strategy:
+    """Weights, gradients, optimiser state and averages in parts, one on every device (FSDP2).
+
+    Settings as of `FullySharded`; timeout_minutes as of `ddp`. Raises ValueError for no replicas.
+    """
+    if replicas < 1:
+        raise ValueError(f"strategy.replicas={replicas} must be at least 1")
+    return FullySharded(
+        replicas=replicas,
+        reshard_after_forward=reshard_after_forward,
+        gather_bf16=gather_bf16,
+        meta_init=meta_init,
+        timeout=timedelta(minutes=timeout_minutes),
+    )

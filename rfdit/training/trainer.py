@@ -61,19 +61,21 @@ def make_trainer(
     val_every_n_steps: int | None = None,
     limit_val_batches: int | None = None,
     log_every_n_steps: int = 50,
+    background_checkpoints: bool = False,
     run_dir: str,
     callbacks: Sequence[L.Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> L.Trainer:
     """A Trainer for an endless stream: the run is counted in steps, there are no epochs.
 
+    background_checkpoints: write checkpoints while training goes on; as of `AtomicCheckpointIO`.
     Raises ValueError for a device that is asked for and is not there.
     """
     device = pick_device(accelerator)
     if strategy is None and devices * num_nodes > 1:
         raise ValueError(
             f"strategy=single runs on one device, not on trainer.devices={devices} of "
-            f"trainer.num_nodes={num_nodes}; use strategy=ddp"
+            f"trainer.num_nodes={num_nodes}; use strategy=ddp or strategy=fsdp"
         )
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
@@ -98,7 +100,7 @@ def make_trainer(
         default_root_dir=run_dir,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(background=background_checkpoints)],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

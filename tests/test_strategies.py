@@ -1,0 +1,211 @@
+"""single, ddp and fsdp are the same run: two processes on gloo, through the real command line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import rfdit.sample
+import rfdit.train
+from rfdit.training.checkpoint import read_raw
+from tests.command_line import metrics
+from tests.test_fault_drill import SETTINGS, assert_same, state
+from tests.test_kill import ROOT, environment
+
+pytestmark = pytest.mark.slow
+TWO = ["trainer.devices=2", "data.batch_size=2"]
+FOUR = "data.batch_size=4"
+STEPS = ["trainer.max_steps=20", "callbacks.checkpoints.every_n_steps=10"]
+
+
+def run(run_dir: Path, *overrides: str) -> Path:
+    """Trains; rank 0 is this process."""
+    arguments = ["train.py", f"run_dir={run_dir}", *SETTINGS, *STEPS, *overrides]
+    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(run_dir.parent / "cache")):
+        rfdit.train.main()
+    return run_dir
+
+
+def start(
+    run_dir: Path, *overrides: str, later: Sequence[str] = (), **variables: str
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides, f"run_dir={run_dir}", *SETTINGS, *STEPS, *later],
+        env=environment(run_dir.parent / "cache") | variables, cwd=run_dir.parent, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
+    """What a run printed; the process group is ended with it."""
+    try:
+        output = process.communicate(timeout=300)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def curve(run_dir: Path) -> list[float]:
+    return [float(row["train/loss"]) for row in metrics(run_dir)]
+
+
+def assert_close(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Equal but for the order in which float32 numbers are added."""
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-3, atol=2e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs of twenty steps: `single` with batches of 4, `half` of it, and a sweep of two ranks."""
+    folder = tmp_path_factory.mktemp("strategies")
+    run(folder / "half", FOUR, "trainer.max_steps=10")
+    run(folder / "single", FOUR)
+    finish(start(folder / "sweep", "-m", "strategy=ddp,fsdp", *TWO))
+    return folder
+
+
+def swept(runs: Path, strategy: str) -> Path:
+    """The sweep's run with a strategy; there is one."""
+    found = [
+        f
+        for f in (runs / "sweep").iterdir()
+        if f.is_dir() and f"strategy={strategy}\n" in (f / "overrides.txt").read_text()
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_loss_curves_agree(runs: Path) -> None:
+    gathered = run(runs / "gathered", "data.batch_size=2", "trainer.accumulate_grad_batches=2")
+    expected = curve(runs / "single")
+    assert len(expected) == 20
+    assert len({round(loss, 3) for loss in expected}) > 10
+    for folder in (swept(runs, "ddp"), swept(runs, "fsdp"), gathered):
+        assert curve(folder) == pytest.approx(expected, rel=1e-5)
+        assert_close(state(folder), state(runs / "single"))
+
+
+def test_a_sweep_keeps_its_runs_apart(runs: Path) -> None:
+    assert sorted(f.name for f in (runs / "sweep").iterdir() if not f.is_dir()) == ["multirun.yaml"]
+    assert len([f for f in (runs / "sweep").iterdir() if f.is_dir()]) == 2
+    for strategy in ("ddp", "fsdp"):
+        folder = swept(runs, strategy)
+        assert len((folder / "environment.jsonl").read_text().splitlines()) == 1
+        config = read_raw(folder / "checkpoints/last.ckpt", weights=False)["rfdit"]["config"]
+        assert config["strategy"]["_target_"].endswith(strategy)
+        assert runs / config["run_dir"] == folder
+
+
+def test_a_checkpoint_goes_on_under_any_strategy(runs: Path) -> None:
+    half = runs / "half/checkpoints/last.ckpt"
+    sharded = run(runs / "to_fsdp", "strategy=fsdp", *TWO, f"ckpt={half}", "trainer.max_steps=14")
+    assert (sharded / "checkpoints/last.ckpt").is_symlink()
+    whole = state(runs / "single")
+    assert_close(state(run(runs / "to_single", FOUR, f"ckpt={sharded}")), whole)
+    assert_close(
+        state(run(runs / "to_ddp", "strategy=ddp", *TWO, f"ckpt={sharded}/checkpoints/last.ckpt")), whole
+    )
+    # What a rank holds depends on how many there are: here one, of a state that two have written.
+    (runs / "to_one/checkpoints").mkdir(parents=True)
+    for file in (sharded / "checkpoints").iterdir():
+        copied = runs / "to_one/checkpoints" / file.name
+        copied.symlink_to(os.readlink(file)) if file.is_symlink() else shutil.copytree(file, copied)
+    assert_close(state(run(runs / "to_one", FOUR, "ckpt=last")), whole)
+    assert len(list((runs / "to_one/checkpoints").iterdir())) == 1  # one file has taken the folder's place
+
+
+def test_sharded_a_resumed_run_is_bit_equal_to_a_whole_one(runs: Path) -> None:
+    options = ["strategy=fsdp", "strategy.meta_init=true", "trainer.background_checkpoints=true", *TWO]
+    part = run(runs / "part", *options, "trainer.max_steps=10")
+    shutil.move(part, runs / "moved")  # a run folder may be moved
+    run(runs / "moved", *options, "strategy.replicas=1", "ckpt=last")
+    assert_same(state(runs / "moved"), state(swept(runs, "fsdp")))
+
+
+def test_pictures_and_replicas_of_a_sharded_state(runs: Path) -> None:
+    replicated = run(runs / "replicas", "strategy=fsdp", "strategy.replicas=2", *TWO, "trainer.max_steps=3")
+    assert curve(replicated) == pytest.approx(curve(runs / "single")[:3], rel=1e-5)
+    arguments = [
+        "sample.py",
+        f"ckpt={replicated}",
+        "prompts=[a red circle]",
+        f"out={runs / 'out'}",
+        "sampler.steps=2",
+    ]
+    with patch.object(sys, "argv", arguments):
+        rfdit.sample.main()
+    assert (runs / "out/grid.png").exists()
+
+
+def test_a_rank_that_fails_ends_the_run_with_what_it_said(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(
+        "import lightning as L\n"
+        "class Fail(L.Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1 and trainer.global_step == 3:\n"
+        "            raise ValueError('rank 1 is ill')\n"
+    )
+    fails, found = "+callbacks.fail._target_=failing.Fail", f"{ROOT}:{tmp_path}"
+    output = finish(start(tmp_path / "run", "strategy=ddp", *TWO, fails, PYTHONPATH=found), 1)
+    assert "error: rank 1 is ill" in output
+    assert "error: rank 1 failed; what it said is above" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_first_rank_ends_all(tmp_path: Path, stop: signal.Signals) -> None:
+    process = start(tmp_path / "run", "strategy=fsdp", *TWO, later=["trainer.max_steps=100000"])
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    others = ranks_of(process.pid)
+    assert others
+    process.send_signal(stop)
+    output = finish(process, -stop if stop == signal.SIGKILL else 128 + stop)
+    if stop == signal.SIGTERM:
+        assert "stopped by SIGTERM at step" in output
+        assert "ckpt=last" in output
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in others):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ranks_of(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()[1:]]
+    return [int(child) for child, parent, args in rows if int(parent) == pid and "rfdit.train" in args]
+
+
+def test_a_scheduler_that_places_the_ranks(tmp_path: Path) -> None:
+    """What SLURM's srun tells two tasks, by which they find each other."""
+    slurm = {
+        "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
+        "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(20000 + os.getpid() % 20000),
+    }  # fmt: skip
+    tasks = [
+        start(tmp_path / "run", "strategy=ddp", *TWO, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        for rank in ("0", "1")
+    ]
+    for task in tasks:
+        finish(task)
+    assert len(curve(tmp_path / "run")) == 20
+
+
+def test_ranks_that_the_replicas_do_not_divide(tmp_path: Path) -> None:
+    output = finish(start(tmp_path / "run", "strategy=fsdp", "strategy.replicas=3", *TWO), 1)
+    assert "error: strategy.replicas=3 does not divide the 2 ranks" in output
