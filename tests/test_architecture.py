@@ -26,13 +26,13 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line"],
-    ["train", "sample", "pack", "encode"],
+    ["train", "sample", "pack", "encode", "index"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-SCRIPTS = ["command_line", "train", "sample", "pack", "encode"]
+SCRIPTS = ["command_line", "train", "sample", "pack", "encode", "index"]
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
-COMMANDS = {"data/pack.py", "data/encode.py"}
+COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
 ALLOWED = {
     "lightning": ["data", "training", "callbacks", *SCRIPTS],
     "pytorch_lightning": [],

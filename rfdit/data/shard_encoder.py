@@ -22,6 +22,7 @@ from rfdit.data.filters import Filters
 from rfdit.data.latent_manifest import write_text
 from rfdit.data.latents import EXTENSION, pack
 from rfdit.data.sample import Decoder
+from rfdit.data.sidecar import write_sidecar
 from rfdit.data.skips import SkipReason
 from rfdit.data.source import Reader, Source
 from rfdit.images import to_float
@@ -125,6 +126,7 @@ class ShardEncoder:
             os.fsync(file.fileno())
 
         write_atomically(self.out / f"{name}.tar", write)
+        write_sidecar(self.out / f"{name}.tar")
         report = {"source": shard, "samples": written, "skipped": dict(sorted(counts.items()))}
         write_text(self.out / f"{name}.json", json.dumps(report, ensure_ascii=False) + "\n")
 
