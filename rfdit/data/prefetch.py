@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from rfdit.data.daemon_pool import DaemonPool
 from rfdit.data.remote import UnreadableShardError
 
-LOOKAHEAD = 65_536  # samples of a process whose shards are fetched before they are due, if there is room
+# Samples of a process whose shards are fetched before they are due, if there is room: at first, and after
+# a while, since finding so many takes time in which the first batch could be there.
+AT_FIRST, LOOKAHEAD = 2048, 65_536
 FETCHES = 4  # shards fetched at once by a process
 
 
@@ -30,7 +32,7 @@ def fetched_ahead(
     room: bytes of the shards that are fetched and still needed. The shard that is due next comes in any
         case; more only as far as they fit, so that none is evicted for another that is needed later.
     """
-    window = _Window(room)
+    window, ahead = _Window(room), min(AT_FIRST, LOOKAHEAD)
     try:
         for number in numbers:
             shard = remote_shard(number)
@@ -38,8 +40,9 @@ def fetched_ahead(
                 yield number
                 continue
             window.append(number, shard)
-            if len(window) > LOOKAHEAD:
+            if len(window) > ahead or window.is_full:
                 yield window.popleft()
+                ahead = min(ahead + 1, LOOKAHEAD)
         while window:
             yield window.popleft()
     finally:
@@ -59,6 +62,11 @@ class _Window:
 
     def __len__(self) -> int:
         return len(self._begun) + len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for the next shard."""
+        return bool(self._waiting)
 
     def append(self, number: int, shard: RemoteShard | None) -> None:
         self._waiting.append((number, shard))

@@ -73,7 +73,7 @@ def test_remote_shards_need_a_folder(
     with counting_server(tmp_path) as url:
         shards = f'data.shards="{url}/{{000..001}}.tar"'
         assert error(run, shards).startswith(
-            "out is not set; give a folder, since indexes cannot be written beside {url}"
+            "out is not set; give a folder, since indexes cannot be written beside http"
         )
         assert run(shards, "out=indexes") == "2 shards have an index in indexes\n"
         Handler.asked.clear()
