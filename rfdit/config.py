@@ -138,6 +138,17 @@ class PackConfig:
     data: Any
 
 
+@dataclass
+class IndexConfig:
+    """`index.yaml`. Of `data`, shards, reader and filters are used."""
+
+    out: str | None
+    image_sizes: bool
+    seed: int
+    run_dir: str
+    data: Any
+
+
 def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | list[int]:
     """The side, or (height, width), of the latents of images of a resolution; in YAML `${latent_size:...}`."""
     sides = [resolution] if isinstance(resolution, int) else list(resolution)
@@ -165,6 +176,7 @@ def register() -> None:
     store.store(name="posthoc_schema", node=PosthocConfig)
     store.store(name="encode_schema", node=EncodeConfig)
     store.store(name="pack_schema", node=PackConfig)
+    store.store(name="index_schema", node=IndexConfig)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 

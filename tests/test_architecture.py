@@ -26,14 +26,14 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line"],
-    ["train", "sample", "plan", "pack", "encode"],
+    ["train", "sample", "plan", "pack", "encode", "index"],
     ["posthoc"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
-SCRIPTS = ["command_line", "train", "sample", "plan", "posthoc", "pack", "encode"]
+SCRIPTS = ["command_line", "train", "sample", "plan", "posthoc", "pack", "encode", "index"]
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
-COMMANDS = {"data/pack.py", "data/encode.py"}
+COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
 ALLOWED = {
     "lightning": ["data", "training", "callbacks", *SCRIPTS],
     "pytorch_lightning": [],

@@ -23,6 +23,7 @@ from rfdit.data.sample import Decoder
 from rfdit.data.shards import Shards, resolve_shards
 from rfdit.data.source import Reader, Source
 from rfdit.data.stream import Stream
+from rfdit.data.tar_source import TarSource
 
 PREFETCHED_BATCHES = 4  # per worker
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
@@ -102,6 +103,8 @@ class StreamDataModule(L.LightningDataModule):
         buckets = self._bucketed(source)
         self._start, self.batches = self._progress(buckets), 0
         _require_equal_on_ranks(self._about)
+        if isinstance(source, TarSource) and self._rank_of()[0] == 0:
+            source.warn_of_small_spool(self.shuffle_shards * len(buckets))
         plan = EndlessPlan(
             buckets,
             seed=self.seed,

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rfdit.data.remote import UnreadableShardError, identity
 from rfdit.data.shards import is_remote
-from rfdit.data.spool import UnreadableShardError, shard_identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Fingerprint:
 def _marks(shard: str) -> list[Any]:
     if not is_remote(shard) and os.path.isdir(shard):
         return [_listing(Path(shard))]
-    return shard_identity(shard)[1:]
+    return identity(shard)[1:]
 
 
 def _sha256(shard: str) -> str | None:

@@ -20,10 +20,11 @@ from rfdit.data.filters import Filters
 from rfdit.data.fingerprint import Fingerprint
 from rfdit.data.latent_manifest import write_text
 from rfdit.data.latents import EXTENSION, pack
+from rfdit.data.remote import UnreadableShardError
 from rfdit.data.sample import Decoder
+from rfdit.data.sidecar import write_sidecar
 from rfdit.data.skips import SkipReason
 from rfdit.data.source import Reader, Source
-from rfdit.data.spool import UnreadableShardError
 from rfdit.data.stop_signal import StopSignal
 from rfdit.data.unfinished_files import write_locked
 from rfdit.images import to_float
@@ -146,6 +147,7 @@ class ShardEncoder:
             _require_readable(shard, written, counts)
 
         write_locked(self.out / f"{name}.tar", write)
+        write_sidecar(self.out / f"{name}.tar")
         about = {"source": shard, "fingerprint": fingerprint.as_dict()}
         self._write_report(name, about | {"samples": written, "skipped": dict(sorted(counts.items()))})
 

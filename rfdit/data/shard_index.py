@@ -4,43 +4,53 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Int
-from rich.progress import track
+from rich.filesize import decimal
 
 from rfdit.data.cache_folder import write_atomically
-from rfdit.data.decode import find_caption, image_bytes, image_size
-from rfdit.data.filters import Filters, Size
-from rfdit.data.sample import RawSample
-from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.spool import Spool, UnreadableShardError
-from rfdit.data.tar import parse_sample
-from rfdit.data.tar_index import CompressedTarError, index_tar
+from rfdit.data.daemon_pool import DaemonPool
+from rfdit.data.remote import UnreadableShardError, identity, read_small, size_of
+from rfdit.data.shards import is_remote
+from rfdit.data.sidecar import LARGEST, Sidecar, StaleSidecarError, place_of
+from rfdit.data.skips import SkipReason
+from rfdit.data.slow_progress import slow_progress
+from rfdit.data.spool import Spool
+from rfdit.data.tar_index import CompressedTarError
+from rfdit.data.usable import Usable
 
-FORMAT = 1  # of the remembered indices
+FORMAT = 2  # of the remembered indices
 MANY = 32  # shards, from which on several processes pay
 QUESTIONS = 32  # asked at once
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
 class IndexedShard:
     """What is known of one shard. `file` holds the spans; only sizes and counts stay in memory.
 
-    identity: as `Spool.identity` gave it. problem: why it could not be read at all, if so.
+    identity: as `remote.identity` gave it. size: of the shard in bytes.
+    digest: what `remote.digest_of` must say of a copy, if its index came from elsewhere.
+    problem: why it could not be read at all, if so.
     """
 
     url: str
     identity: list[Any] = field(default_factory=list)
     samples: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    size: int = 0
+    digest: str | None = None
     file: Path | None = None
     problem: str | None = None
 
@@ -60,62 +70,122 @@ class IndexedShard:
 
 
 @dataclass(frozen=True)
+class _Unknown:
+    """A shard whose samples have yet to be looked for. problem: what is wrong with the index beside it."""
+
+    url: str
+    identity: list[Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Indexer:
-    """Finds the usable samples of shards, and remembers them in `folder`, named after all they depend on."""
+    """Finds the usable samples of shards, and remembers them in `folder`, named after all they depend on.
+
+    sidecars: where indexes of remote shards are, if not beside them.
+    """
 
     spool: Spool
-    filters: Filters
-    image_sizes: bool
-    caption_key: str | None
+    usable: Usable
     folder: Path
+    sidecars: str | None = None
 
     def __call__(self, shards: Sequence[str]) -> list[IndexedShard]:
-        """One for each shard, in order; those that are not remembered yet are read through.
+        """One for each shard, in order; those that are not remembered, and have no sidecar, are read through.
 
-        Raises ValueError if the folder, or the spool's, cannot be written to.
+        Raises ValueError if the folder, or the spool's, cannot be written to or a shard does not fit.
         """
-        with ThreadPoolExecutor(QUESTIONS) as pool:  # servers and network disks answer slowly
-            known = list(pool.map(self._remembered, shards))
-        missing = [shard for shard, found in zip(shards, known) if found is None]
-        if len(missing) < MANY:
-            new = list(map(self._read, missing))
-        else:
-            # Spawned: the threads of this process would not survive a fork.
-            workers = min(len(os.sched_getaffinity(0)), 16)
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as processes:
-                new = list(track(processes.map(self._read, missing), "indexing shards", total=len(missing)))
-        found = iter(new)
-        return [next(found) if shard is None else shard for shard in known]
+        with DaemonPool(QUESTIONS, name="rfdit-index") as pool:  # servers and network disks answer slowly
+            looked = pool.map(self._look_up, shards)
+            known = list(slow_progress(looked, "looking up shards", total=len(shards)))
+        missing = [found for found in known if isinstance(found, _Unknown)]
+        self._tell(missing, len(shards))
+        new = iter(map_many(self._read, missing, "indexing shards"))
+        return [next(new) if isinstance(found, _Unknown) else found for found in known]
 
-    def _place(self, identity: list[Any]) -> Path:
-        asked = self.filters.settings | {"caption_key": self.caption_key} if self.filters.active else None
-        about = [FORMAT, identity, {"filters": asked, "image_sizes": self.image_sizes}]
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-        return self.folder / digest[:2] / f"{digest}.npz"
-
-    def _remembered(self, url: str) -> IndexedShard | None:
+    def _look_up(self, url: str) -> IndexedShard | _Unknown:
+        """What is known without reading the shard."""
         try:
-            identity = self.spool.identity(url)
+            about = identity(url)
         except UnreadableShardError as error:
             return _unreadable(url, error)
         try:
-            return _load(url, identity, self._place(identity))
+            return _load(url, about, self._place(about))
         except (OSError, ValueError, KeyError):  # not there, or half a disk's worth of it
-            return None
-
-    def _read(self, url: str) -> IndexedShard:
-        """Reads a shard through, and remembers what it found unless the shard cannot be read at all."""
+            pass
+        if not is_remote(url):
+            return _Unknown(url, about)
+        self.spool.require_room(url, size_of(about))
+        place = place_of(url, self.sidecars, self.usable)
         try:
-            identity = self.spool.identity(url)
-            with self.spool.open(url, identity) as file:
-                arrays, skipped = self._examine(cast(BufferedIOBase, file))
+            data = None if place is None else read_small(place, limit=LARGEST)
+            if data is None:
+                return _Unknown(url, about)
+            sidecar = Sidecar.from_json(data)
+            sidecar.check(about, self.usable)
+        except UnreadableShardError as error:
+            return _Unknown(url, about, str(error))
+        except StaleSidecarError as error:
+            return _Unknown(url, about, f"{place} {error}")
+        self.spool.require_room(url, sidecar.size)
+        return self._remember(
+            url, about, sidecar.arrays, sidecar.skipped, size=sidecar.size, digest=sidecar.digest
+        )
+
+    def _tell(self, missing: Sequence[_Unknown], shards: int) -> None:
+        """Says what will be copied before training begins, and how to do without."""
+        if wrong := [found.problem for found in missing if found.problem]:
+            warnings.warn(
+                f"data.shards: {len(wrong)} of {shards} indexes cannot be used, the first: {wrong[0]}; "
+                "python -m rfdit.data.index writes them anew",
+                stacklevel=4,
+            )
+        remote = [found for found in missing if is_remote(found.url)]
+        if not remote:
+            return
+        sizes = [size_of(found.identity) for found in remote]
+        unknown = sizes.count(None)
+        amount = decimal(sum(size or 0 for size in sizes))
+        if unknown:
+            amount += f" and {unknown} of unknown size"
+        print(
+            f"{len(remote)} of {shards} shards have no index for these filters and buckets and are copied to "
+            f"{self.spool.folder} before training begins, {amount}; python -m rfdit.data.index writes "
+            "indexes, with which each is copied when it is due",
+            flush=True,
+        )
+
+    def _place(self, identity: list[Any]) -> Path:
+        about = [FORMAT, identity, self.usable.settings]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / digest[:2] / f"{digest}.npz"
+
+    def _read(self, shard: _Unknown) -> IndexedShard:
+        """Reads a shard through, and remembers what it found unless the shard cannot be read at all."""
+        url = shard.url
+        try:
+            with self.spool.open(url, shard.identity) as file:
+                arrays, skipped = self.usable(cast(BufferedIOBase, file))
+                size = os.fstat(file.fileno()).st_size
         except UnreadableShardError as error:
             return _unreadable(url, error)
         except CompressedTarError as error:
             raise ValueError(f"data.shards: {url} {error}") from None
         except OSError as error:
             return _unreadable(url, error)
-        about = {"samples": len(arrays["spans"]), "skipped": skipped}
+        return self._remember(url, shard.identity, arrays, skipped, size=size)
+
+    def _remember(
+        self,
+        url: str,
+        identity: list[Any],
+        arrays: Mapping[str, np.ndarray],
+        skipped: Mapping[str, int],
+        *,
+        size: int,
+        digest: str | None = None,
+    ) -> IndexedShard:
+        about = {"samples": len(arrays["spans"]), "skipped": skipped, "size": size, "digest": digest}
         encoded = np.frombuffer(json.dumps(about).encode(), np.uint8)
         place = self._place(identity)
         try:
@@ -126,42 +196,34 @@ class Indexer:
             ) from error
         return _load(url, identity, place)
 
-    def _examine(self, file: BufferedIOBase) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """(spans and, if asked for, image sizes of the usable samples; what was left out, by reason)."""
-        index = index_tar(file)
-        skipped: Counter[str] = Counter()
-        if index.damaged:
-            skipped[SkipReason.DAMAGED_TAR] = index.damaged
-        if index.truncated:
-            skipped[SkipReason.TRUNCATED_TAR] = 1
-        if not self.filters.active and not self.image_sizes:
-            return {"spans": index.spans}, skipped
-        kept, sizes = [], []
-        for start, end in index.spans.tolist():
-            reason, size = self._judge(os.pread(file.fileno(), end - start, start))
-            if reason is None:
-                kept.append((start, end))
-                sizes.append(size or (0, 0))
-            else:
-                skipped[reason] += 1
-        arrays = {"spans": np.array(kept, np.int64).reshape(-1, 2)}
-        if self.image_sizes:
-            arrays["image_sizes"] = np.array(sizes, np.int64).reshape(-1, 2)
-        return arrays, skipped
 
-    def _judge(self, sample: bytes) -> tuple[str | None, Size | None]:
-        """(why a sample is left out or None, the size of its image if that is asked for)."""
-        try:
-            raw = parse_sample(sample)
-            caption = None if self.caption_key is None else find_caption(raw, self.caption_key)
-        except SkippedSampleError as skipped:
-            return skipped.reason, None
-        data = image_bytes(raw) or b""
-        reason = self.filters.drop_reason(_metadata(raw), caption=caption, size=lambda: image_size(data))
-        if reason is not None or not self.image_sizes:
-            return reason, None
-        size = image_size(data)
-        return (None, size) if size else (SkipReason.CORRUPT_IMAGE, None)
+def map_many(call: Callable[[T], R], items: Sequence[T], what: str) -> Iterator[R]:
+    """The results in order, made by several processes if there are many items."""
+    if len(items) < MANY:
+        yield from slow_progress(map(call, items), what, total=len(items))
+        return
+    with _processes() as pool:
+        yield from slow_progress(pool.map(call, items), what, total=len(items))
+
+
+@contextmanager
+def _processes() -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one's work, also if that is interrupted."""
+    others = set(multiprocessing.active_children())
+    # Spawned: the threads of this process would not survive a fork. Ctrl-C reaches them as well, but is ours.
+    pool = ProcessPoolExecutor(
+        min(len(os.sched_getaffinity(0)), 16),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield pool
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _unreadable(url: str, error: Exception) -> IndexedShard:
@@ -171,13 +233,4 @@ def _unreadable(url: str, error: Exception) -> IndexedShard:
 def _load(url: str, identity: list[Any], file: Path) -> IndexedShard:
     with np.load(file) as arrays:
         about = json.loads(bytes(arrays["about"]))
-    return IndexedShard(url, identity, samples=about["samples"], skipped=about["skipped"], file=file)
-
-
-def _metadata(raw: RawSample) -> dict[str, Any]:
-    """A sample's JSON, or nothing."""
-    try:
-        found = json.loads(raw.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return IndexedShard(url, identity, file=file, **about)

@@ -1,24 +1,31 @@
 """Tar shards as a source: found by an index, read a sample at a time."""
 
 import os
+import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int
+from rich.filesize import decimal
 
 from rfdit.data.cache_folder import cache_root
 from rfdit.data.filters import Filters
+from rfdit.data.prefetch import RemoteShard, fetched_ahead
+from rfdit.data.remote import UnreadableShardError
 from rfdit.data.sample import RawSample
 from rfdit.data.shard_index import IndexedShard, Indexer
 from rfdit.data.shards import is_remote
 from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.spool import Spool, UnreadableShardError
+from rfdit.data.spool import Spool
 from rfdit.data.tar import parse_sample
+from rfdit.data.usable import Usable
 
+PREFETCHED = 0.9  # of the spool: `FolderCache` empties it to this
+RETRY_AFTER = 60.0  # seconds before a shard that could not be had is asked for again
 OPEN_SHARDS, OPEN_COPIES = 256, 32  # that a process keeps at hand, of files and of copies
 
 
@@ -27,10 +34,13 @@ class TarReader:
 
     Each shard is read through once to find its samples; the result, 16 bytes a sample, is kept under
     the cache folder, named after the shard's size and time of change. A shard that is no local file
-    (http(s), s3, gs through fsspec, or a `pipe:` command) is copied to the spool when it is needed.
+    (http(s), s3, gs through fsspec, or a `pipe:` command) is copied to the spool when it is needed: for
+    its first sample, or already to find its samples if there is no index of it, as `rfdit.data.index`
+    writes them.
 
     caption_key: where filters find a sample's caption, as in `SampleDecoder`.
     cache: folder for indices and spooled shards; None is `cache_root()`.
+    index: folder or URL of the indexes of remote shards; None if they are beside the shards.
     spool_gb: the size of the spool on each machine; the shards used last are kept. It should hold those
         that are mixed with each other (data.shuffle_shards, for each bucket) twice.
     """
@@ -38,28 +48,48 @@ class TarReader:
     suffixes = (".tar",)
 
     def __init__(
-        self, *, caption_key: str | None = "txt", cache: str | None = None, spool_gb: float = 50.0
+        self,
+        *,
+        caption_key: str | None = "txt",
+        cache: str | None = None,
+        index: str | None = None,
+        spool_gb: float = 50.0,
     ) -> None:
         if spool_gb <= 0:
             raise ValueError(f"data.reader.spool_gb={spool_gb:g} must be more than 0")
-        self.caption_key, self.cache, self.spool_gb = caption_key, cache, spool_gb
+        self.caption_key, self.cache, self.index, self.spool_gb = caption_key, cache, index, spool_gb
+
+    @property
+    def spool(self) -> Spool:
+        """Where copies of remote shards are."""
+        return Spool(cache=self.cache, max_bytes=int(self.spool_gb * 1e9))
 
     def __call__(self, shards: Sequence[str], *, filters: Filters, image_sizes: bool = False) -> "TarSource":
         """The samples that pass the filters. Damaged and missing shards are counted, not raised.
 
-        Warns of shards that cannot be read; raises ValueError if the cache cannot be written to.
+        Warns of shards that cannot be read; raises ValueError if that is all of them, if one is larger
+        than the spool, or if the cache cannot be written to. Ctrl-C ends the process with a sentence.
         """
-        spool = Spool(cache=self.cache, max_bytes=int(self.spool_gb * 1e9))
         root = cache_root() if self.cache is None else Path(self.cache).expanduser()
-        index = Indexer(spool, filters, image_sizes, self.caption_key, root / "index")
-        indexed = index(shards)
+        usable = Usable(filters, image_sizes, self.caption_key)
+        try:
+            indexed = Indexer(self.spool, usable, root / "index", self.index)(shards)
+        except KeyboardInterrupt:
+            print(
+                "stopped while indexing shards; the next start goes on with those that are left", flush=True
+            )
+            raise SystemExit(130) from None
         problems = [shard.problem for shard in indexed if shard.problem]
+        if problems and len(problems) == len(shards):
+            raise ValueError(
+                f"data.shards: none of {len(shards)} shards can be read, the first is {problems[0]}"
+            )
         if problems:
             warnings.warn(
                 f"data.shards: {len(problems)} of {len(shards)} shards cannot be read, the first is {problems[0]}",
                 stacklevel=2,
             )
-        return TarSource(indexed, spool=spool)
+        return TarSource(indexed, spool=self.spool)
 
 
 class TarSource:
@@ -69,11 +99,27 @@ class TarSource:
         self.shard_sizes = [shard.samples for shard in shards]
         self._shards, self._spool = list(shards), spool
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)])
-        self._fetches: dict[str, Callable[[], object]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # by URL: when, and why
         self._open: OrderedDict[int, tuple[BinaryIO, Int[np.ndarray, "n 2"]]] = OrderedDict()
 
+    def warn_of_small_spool(self, mixed: int) -> None:
+        """Says so if copies are evicted before they are used up.
+
+        mixed: shards that are read at a time; the largest are thought of.
+        """
+        sizes = sorted(shard.size for shard in self._shards if shard.samples and is_remote(shard.url))
+        together = sum(sizes[-mixed:])
+        if sizes and together > self._spool.room:
+            warnings.warn(
+                f"{self._spool.limit} is less than the {decimal(together)} of {min(mixed, len(sizes))} shards "
+                "that are mixed with each other, so they are copied again and again; give twice as much as they "
+                "have, or a smaller data.shuffle_shards",
+                stacklevel=2,
+            )
+
     def samples(self, numbers: Iterable[int]) -> Iterator[RawSample | SkippedSampleError]:
-        for number in self._spool.ahead(numbers, self._fetch):
+        room = int(self._spool.room * PREFETCHED) if any(is_remote(s.url) for s in self._shards) else 0
+        for number in fetched_ahead(numbers, self._remote_shard, room=room):
             try:
                 yield self._read(number)
             except SkippedSampleError as skipped:
@@ -93,14 +139,23 @@ class TarSource:
     def _shard_of(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
 
-    def _fetch(self, number: int) -> Callable[[], object] | None:
-        """What brings the sample's shard here, if it is elsewhere."""
+    def _remote_shard(self, number: int) -> RemoteShard | None:
         shard = self._shards[self._shard_of(number)]
         if not is_remote(shard.url):
             return None
-        if shard.url not in self._fetches:
-            self._fetches[shard.url] = lambda: self._spool.open(shard.url, shard.identity).close()
-        return self._fetches[shard.url]
+        return RemoteShard(shard.url, shard.size, lambda: self._file(shard).close())
+
+    def _file(self, shard: IndexedShard) -> BinaryIO:
+        """The shard's file; raises UnreadableShardError, for a while without trying, if it cannot be had."""
+        when, why = self._failed.get(shard.url, (-RETRY_AFTER, ""))
+        if time.monotonic() - when < RETRY_AFTER and why:
+            raise UnreadableShardError(why)
+        try:
+            return self._spool.open(shard.url, shard.identity, digest=shard.digest)
+        except UnreadableShardError as error:
+            self._failed[shard.url] = time.monotonic(), str(error)
+            warnings.warn(f"data.shards: {error}; its samples are left out", stacklevel=2)
+            raise
 
     def _read(self, number: int) -> RawSample:
         shard = self._shard_of(number)
@@ -120,7 +175,7 @@ class TarSource:
             self._open.move_to_end(shard)
             return self._open[shard]
         try:
-            file = self._spool.open(self._shards[shard].url, self._shards[shard].identity)
+            file = self._file(self._shards[shard])
         except UnreadableShardError as error:
             raise SkippedSampleError(SkipReason.UNREADABLE_SHARD, str(error)) from error
         self._open[shard] = file, self._shards[shard].spans()
@@ -132,4 +187,4 @@ class TarSource:
 
     def __getstate__(self) -> dict[str, object]:
         # Another process opens its own files.
-        return self.__dict__ | {"_open": OrderedDict(), "_fetches": {}}
+        return self.__dict__ | {"_open": OrderedDict()}

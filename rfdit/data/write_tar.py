@@ -7,10 +7,11 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from rfdit.data.sample import RawSample
+from rfdit.data.sidecar import write_sidecar
 
 
 def write_tar(path: Path, samples: Iterable[RawSample]) -> int:
-    """Writes samples to a shard that gets its name when it is complete; returns how many.
+    """Writes samples to a shard that gets its name when it is complete, and its index; returns how many.
 
     There is no shard without samples. Equal samples give equal bytes.
     """
@@ -26,6 +27,7 @@ def write_tar(path: Path, samples: Iterable[RawSample]) -> int:
             os.fsync(file.fileno())
         if count:
             part.replace(path)
+            write_sidecar(path)
     finally:
         part.unlink(missing_ok=True)
     return count

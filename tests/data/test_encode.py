@@ -84,7 +84,7 @@ def test_every_sample_arrives_with_what_was_beside_it(write_shard: WriteShard, t
     metadata = json.dumps({"a": "é"}).encode()
     samples = [numbered_sample(i) | {"json": metadata} for i in range(5)]
     encode(settings([write_shard("a.tar", samples)], tmp_path / "out"))
-    assert names(tmp_path / "out") == ["a.json", "a.tar", "latents.json"]
+    assert names(tmp_path / "out") == ["a.json", "a.tar", "a.tar.idx", "latents.json"]
     found = read(tmp_path / "out/a.tar")
     assert [sample.key for sample in found] == [f"{i:06d}" for i in range(5)]
     assert [sample.caption for sample in found] == [f"number {i}" for i in range(5)]
@@ -138,10 +138,21 @@ def test_a_kill_loses_the_shard_at_hand_and_no_other(write_numbered: WriteNumber
     broken = {"_target_": "tests.data.list_source.ListReader", "broken": "000005"}
     with pytest.raises(KeyboardInterrupt):
         encode(settings(shards, out, data__reader=broken))
-    assert names(out) == ["000.json", "000.tar", "latents.json"]
+    assert names(out) == ["000.json", "000.tar", "000.tar.idx", "latents.json"]
     before = (out / "000.tar").stat().st_mtime_ns
     encode(settings(shards, out))
-    assert names(out) == ["000.json", "000.tar", "001.json", "001.tar", "002.json", "002.tar", "latents.json"]
+    assert names(out) == [
+        "000.json",
+        "000.tar",
+        "000.tar.idx",
+        "001.json",
+        "001.tar",
+        "001.tar.idx",
+        "002.json",
+        "002.tar",
+        "002.tar.idx",
+        "latents.json",
+    ]
     assert (out / "000.tar").stat().st_mtime_ns == before
     keys = [sample.key for i in range(3) for sample in read(out / f"00{i}.tar")]
     assert keys == [f"{i:06d}" for i in range(9)]
@@ -194,7 +205,15 @@ def test_a_bad_shard_does_not_end_the_job(
     shards = [str(tmp_path / "empty.tar"), *good, useless]
     with pytest.raises(ValueError, match=r"2 of 4 shards could not be encoded, and the next run tries"):
         encode(settings(shards, out, data__decoder={"_target_": "rfdit.data.decode.SampleDecoder"}))
-    assert names(out) == ["000.json", "000.tar", "001.json", "001.tar", "latents.json"]
+    assert names(out) == [
+        "000.json",
+        "000.tar",
+        "000.tar.idx",
+        "001.json",
+        "001.tar",
+        "001.tar.idx",
+        "latents.json",
+    ]
 
 
 def test_a_shard_without_a_usable_sample_says_why(write_shard: WriteShard, tmp_path: Path) -> None:

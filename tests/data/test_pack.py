@@ -109,7 +109,7 @@ def test_what_survives_is_packed_and_the_rest_reported(run: Pack, table_in_folde
     assert said.strip().splitlines()[-1].startswith("6 of 10 URLs alive; dead: 1 fetch_not_found, 1 ")
     assert said.strip().endswith("they are in 3 shards in packed, and rot.json tells of the dead")
     assert names() == [
-        *(f"0000{i}.{ending}" for i in range(3) for ending in ("json", "tar")),
+        *(f"0000{i}.{ending}" for i in range(3) for ending in ("json", "tar", "tar.idx")),
         "pack.json",
         "pack.lock",
         "rot.json",
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_goes_on_and_repeats_nothing(
     with pytest.raises(SystemExit) as stopped:
         run(f"data.shards={table_in_folder}")
     assert stopped.value.code == 130
-    assert names() == ["00000.json", "00000.tar", "pack.json", "pack.lock"]
+    assert names() == ["00000.json", "00000.tar", "00000.tar.idx", "pack.json", "pack.lock"]
     assert captions() == SURVIVORS[:3]
     before = Path("packed/00000.tar").stat()
     monkeypatch.setattr(pack, "usable", usable)

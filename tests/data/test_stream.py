@@ -28,7 +28,7 @@ SIZES = [7, 3, 12, 5, 1]  # uneven on purpose
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
-    monkeypatch.setattr("rfdit.data.spool.PAUSES", ())  # what fails here fails again
+    monkeypatch.setattr("rfdit.data.remote.PAUSES", ())  # what fails here fails again
     return lambda shards: TarReader(cache=str(tmp_path / "cache"))(shards, filters=Filters())
 
 
