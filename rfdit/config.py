@@ -1,10 +1,9 @@
 """From YAML to objects: the root schemas, `validate`, and `build`."""
 
 import difflib
-import hashlib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -21,12 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 import rfdit
 from rfdit.network import Network
+from rfdit.resolvers import folder_name, latent_size
 
 PACKAGE = Path(rfdit.__file__).parent
 # conf/ is inside the package in a wheel and beside it in a checkout.
 CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-
-LONGEST_NAME = 200  # of a folder, in bytes; file systems end at 255
 
 # Arguments that `build`'s callers give, so that no YAML does.
 SUPPLIED = {"trainer": {"callbacks", "loggers"}}
@@ -147,24 +145,6 @@ class IndexConfig:
     seed: int
     run_dir: str
     data: Any
-
-
-def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | list[int]:
-    """The side, or (height, width), of the latents of images of a resolution; in YAML `${latent_size:...}`."""
-    sides = [resolution] if isinstance(resolution, int) else list(resolution)
-    if any(side % downsampling for side in sides):
-        raise ValueError(
-            f"data.resolution={resolution} is no multiple of autoencoder.downsampling={downsampling}"
-        )
-    sizes = [side // downsampling for side in sides]
-    return sizes[0] if isinstance(resolution, int) else sizes
-
-
-def folder_name(text: str) -> str:
-    """The text itself, or a shorter one that differs where it does; in YAML `${folder_name:...}`."""
-    if len(text.encode()) <= LONGEST_NAME:
-        return text
-    return f"{text[:100]}...{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def register() -> None:

@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each part may import from the layers before its own, and from itself; not from its layer's others.
 LAYERS = [
     ["batch"],
-    ["flow", "randomness", "images", "precision", "frozen", "grid", "hub", "protocols"],
+    ["flow", "randomness", "images", "precision", "frozen", "grid", "hub", "protocols", "resolvers"],
     ["model", "objective", "autoencoder", "text_encoder", "data", "conditioning"],
     ["network"],
     ["sampler", "ema"],

@@ -58,10 +58,6 @@ def test_several_devices_need_a_strategy(cli: CommandLine) -> None:
     assert "use strategy=ddp" in cli.error("train", "trainer.devices=2")
 
 
-def test_ddp_is_started_by_torchrun(cli: CommandLine) -> None:
-    assert "torchrun --nproc-per-node=N train.py strategy=ddp" in cli.error("train", "strategy=ddp")
-
-
 def test_unknown_precision(cli: CommandLine) -> None:
     assert cli.error("train", "trainer.precision=fp8") == (
         "trainer.precision=fp8 is unknown; use auto, bf16 or fp32"

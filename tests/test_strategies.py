@@ -191,6 +191,19 @@ def ranks_of(pid: int) -> list[int]:
     return [int(child) for child, parent, args in rows if int(parent) == pid and "rfdit.train" in args]
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_by_another_launcher(tmp_path: Path, launcher: str) -> None:
+    finish(start(
+        tmp_path / "sweep", "-m", f"hydra/launcher={launcher}", "strategy=ddp", "optimizer.lr=1e-3,1e-4", *TWO,
+        later=["trainer.max_steps=2"],
+    ))  # fmt: skip
+    runs = list(tmp_path.glob("sweep/*/checkpoints/last.ckpt"))
+    assert {read_raw(run)["rfdit"]["config"]["optimizer"]["lr"] for run in runs} == {1e-3, 1e-4}
+    assert len(runs) == 2
+    for run in runs:
+        assert len(curve(run.parent.parent)) == 2
+
+
 def test_a_scheduler_that_places_the_ranks(tmp_path: Path) -> None:
     """What SLURM's srun tells two tasks, by which they find each other."""
     slurm = {

@@ -14,6 +14,7 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from rfdit.batch import Condition, Images
+from rfdit.data import sidecar
 from rfdit.data.decoded import DecodedSample, decoded_samples
 from rfdit.data.encode_progress import EncodeProgress
 from rfdit.data.filters import Filters
@@ -22,7 +23,6 @@ from rfdit.data.latent_manifest import write_text
 from rfdit.data.latents import EXTENSION, pack
 from rfdit.data.remote import UnreadableShardError
 from rfdit.data.sample import Decoder
-from rfdit.data.sidecar import write_sidecar
 from rfdit.data.skips import SkipReason
 from rfdit.data.source import Reader, Source
 from rfdit.data.stop_signal import StopSignal
@@ -115,6 +115,7 @@ class ShardEncoder:
         if now is None:
             (self.out / f"{name}.json").unlink()
             (self.out / f"{name}.tar").unlink()
+            (self.out / f"{name}.tar{sidecar.SUFFIX}").unlink(missing_ok=True)
         elif now != then:  # the same bytes: they need not be read again the next time
             self._write_report(name, report | {"fingerprint": now.as_dict()})
         return now is None
@@ -147,7 +148,7 @@ class ShardEncoder:
             _require_readable(shard, written, counts)
 
         write_locked(self.out / f"{name}.tar", write)
-        write_sidecar(self.out / f"{name}.tar")
+        sidecar.write_sidecar(self.out / f"{name}.tar")
         about = {"source": shard, "fingerprint": fingerprint.as_dict()}
         self._write_report(name, about | {"samples": written, "skipped": dict(sorted(counts.items()))})
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -203,19 +202,22 @@ def map_many(call: Callable[[T], R], items: Sequence[T], what: str) -> Iterator[
         yield from slow_progress(map(call, items), what, total=len(items))
         return
     with _processes() as pool:
-        yield from slow_progress(pool.map(call, items), what, total=len(items))
+        # Ctrl-C reaches them as well, but is ours: they inherit that it waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            results = pool.map(call, items)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from slow_progress(results, what, total=len(items))
 
 
 @contextmanager
 def _processes() -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one's work, also if that is interrupted."""
     others = set(multiprocessing.active_children())
-    # Spawned: the threads of this process would not survive a fork. Ctrl-C reaches them as well, but is ours.
-    pool = ProcessPoolExecutor(
-        min(len(os.sched_getaffinity(0)), 16),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
-    )
+    # Spawned: the threads of this process would not survive a fork.
+    workers = min(len(os.sched_getaffinity(0)), 16)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         yield pool
     except BaseException:

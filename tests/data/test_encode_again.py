@@ -99,7 +99,7 @@ def test_latents_of_a_shard_that_can_no_longer_be_read_are_gone(
     Path(shards[0]).write_bytes(b"no tar" * 1000)
     with pytest.raises(ValueError, match="1 of 2 shards could not be encoded"):
         encode(settings(shards, out))
-    assert names(out) == ["001.json", "001.tar", "latents.json"]
+    assert names(out) == ["001.json", "001.tar", "001.tar.idx", "latents.json"]
 
 
 def test_training_waits_for_the_whole_cache(write_numbered: WriteNumbered, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_spool_too_small_for_all_fetches_again(
     batches = iter(Stream(source=source, plan=plan, decoder=SampleDecoder(), seed=0))
     for _ in range(3):
         assert sorted(map(int, next(batches).keys)) == list(range(48))
+    batches.close()  # type: ignore[attr-defined]  # nothing is fetched ahead any more
     assert Handler.asked.total() > 6
     copies = [f for f in (tmp_path / "cache/shards").glob("[0-9a-f][0-9a-f]/*") if ENTRY.fullmatch(f.name)]
     assert 1 <= sum(f.stat().st_size >= size for f in copies) <= 2

@@ -1,0 +1,131 @@
+"""1,024 ranks, computed in one process: nothing that rfdit itself keeps grows with their number."""
+
+import io
+import itertools
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from rfdit.conditioning import LabelConditioner
+from rfdit.data.plan import Bucket, EndlessPlan, Progress, rebatched
+from rfdit.ema import Averages, FixedDecay, PowerFunction
+from rfdit.model import DiT
+from rfdit.network import Network
+from rfdit.training.fully_sharded import FullySharded
+from rfdit.training.optim import AdamW, ConstantSchedule
+from rfdit.training.sharded_checkpoint import replaced
+
+RANKS, WORKERS, BATCH = 1024, 4, 8
+SHARDS = [997] * 3000  # three million samples
+
+
+def endless(ranks: int, progress: Progress | None = None) -> EndlessPlan:
+    bucket = Bucket((256, 256), SHARDS)
+    return EndlessPlan([bucket], seed=1, shuffle_shards=16, batch_size=BATCH, ranks=ranks, progress=progress)
+
+
+def test_the_plan_of_a_rank_is_as_large_as_ever_and_the_ranks_share_the_stream() -> None:
+    plan = endless(RANKS)
+    assert len(pickle.dumps(plan)) <= len(pickle.dumps(endless(1))) + 16
+    order = endless(1)
+    steps = 2
+    read: dict[int, int] = {}
+    for rank in range(RANKS):
+        for worker in range(steps):  # worker n has the n-th batch
+            batch = next(plan.batches(rank, worker, WORKERS))
+            read |= dict(zip(batch.positions, batch.numbers, strict=True))
+    assert sorted(read) == list(range(steps * RANKS * BATCH))
+    alone = itertools.islice(order.batches(0, 0, 1), steps * RANKS)
+    assert read == {p: n for batch in alone for p, n in zip(batch.positions, batch.numbers, strict=True)}
+
+
+def test_a_run_of_1024_ranks_goes_on_with_8() -> None:
+    before = Progress(origin=(0,), batch=RANKS * BATCH, batches=123)
+    bucket = Bucket((256, 256), SHARDS)
+    after = rebatched([bucket], before, 8 * BATCH)
+    assert after == Progress(origin=(123 * RANKS * BATCH,), batch=8 * BATCH)
+    first = next(endless(8, after).batches(0, 0, 1))
+    assert first.positions[0] == 123 * RANKS * BATCH
+
+
+@contextmanager
+def world(size: int) -> Iterator[FullySharded]:
+    """The first of so many ranks, with a strategy; what it would send goes nowhere."""
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    strategy = FullySharded(
+        replicas=1,
+        reshard_after_forward=True,
+        gather_bf16=False,
+        meta_init=False,
+        timeout=timedelta(minutes=1),
+    )
+    strategy.mesh = init_device_mesh("cpu", (size,))
+    try:
+        yield strategy
+    finally:
+        dist.destroy_process_group()
+
+
+def state(strategy: FullySharded) -> dict[str, Any]:
+    """What a checkpoint holds of networks, averages and optimiser on the first rank."""
+    torch.manual_seed(0)
+    network = Network(
+        backbone=DiT(width=128, depth=2, num_heads=2, patch_size=2, in_channels=4, input_size=8),
+        conditioner=LabelConditioner(num_classes=2047, width=128),
+    )
+    averages = Averages(
+        network=network, profiles={"ema": FixedDecay(decay=0.999), "power": PowerFunction(std=0.1)}
+    )
+    for each in (network, *averages.networks.values()):
+        strategy.shard(each)
+    averages.start(network, {})
+    optimizer, _ = AdamW(lr=1e-3, betas=(0.9, 0.99), weight_decay=0, schedule=ConstantSchedule())(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    averages.update()
+    return {
+        "state_dict": network.state_dict(),
+        "ema": averages.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+    }
+
+
+def local_numbers(checkpoint: dict[str, Any]) -> int:
+    found: list[int] = []
+
+    def count(_: object, tensor: torch.Tensor) -> torch.Tensor:
+        found.append((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel())
+        return tensor
+
+    replaced(checkpoint, count)
+    return sum(found)
+
+
+def written_rest(checkpoint: dict[str, Any]) -> int:
+    """Bytes of the part of a checkpoint that the first rank writes for all."""
+    rest = replaced(checkpoint, lambda _, t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
+    file = io.BytesIO()
+    torch.save(rest, file)
+    return len(file.getvalue())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_holds_its_part_and_writes_no_more_about_more_ranks() -> None:
+    with world(1) as strategy:
+        alone = state(strategy)
+        numbers, rest = local_numbers(alone), written_rest(alone)
+    with world(RANKS) as strategy:
+        many = state(strategy)
+        # Rows are not divided: the first rank has one of each tensor at least.
+        assert local_numbers(many) < numbers / 100
+        assert written_rest(many) == rest
