@@ -38,6 +38,7 @@ class TrainConfig:
     run_dir: str
     ckpt: str | None
     compile: bool
+    fp8: bool
     model: Any
     objective: Any
     time: Any

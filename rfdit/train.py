@@ -28,6 +28,7 @@ from rfdit.training.checkpoint import (
     newest_run,
     read_checkpoint,
 )
+from rfdit.training.fp8 import check_fp8
 from rfdit.training.fully_sharded import starts_empty
 from rfdit.training.local_ranks import LocalRanks
 from rfdit.training.memory import keep_freed_memory
@@ -62,6 +63,7 @@ def build_training(config: dict[str, Any]) -> Training:
         optimizer=build(config["optimizer"]),
         seed=config["seed"],
         compile_blocks=config["compile"],
+        fp8=config["fp8"],
         record={"config": config, "latents": autoencoder.contract.as_dict()},
     )
     data = build(config["data"])
@@ -104,8 +106,11 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
     cfg.run_dir = str(run_dir)
     config = validate(cfg)
     resume = find_resume(config["ckpt"], run_dir)
-    if pick_device(config["trainer"]["accelerator"]).type == "cpu":
+    device = pick_device(config["trainer"]["accelerator"])
+    if device.type == "cpu":
         keep_freed_memory()
+    if config["fp8"]:
+        check_fp8(device)
     with LocalRanks(command=rank_command(run_dir), count=config["trainer"]["devices"]) as ranks:
         training = build_training(config)
         if resume is not None:

@@ -168,3 +168,10 @@ class _WritesAFile:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("ran"),)  # type: ignore[return-value]
+
+
+def test_fp8_without_hardware_for_it(cli: CommandLine) -> None:
+    assert cli.error("train", "fp8=true") == (
+        "fp8=true needs a GPU that multiplies FP8 (compute capability 8.9 or more), and this run is on cpu; "
+        "use fp8=false"
+    )

@@ -18,6 +18,7 @@ from rfdit.model.backbone import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import FlowLoss, VelocityMatching
 from rfdit.randomness import SampleGenerator
+from rfdit.training.fp8 import use_fp8
 from rfdit.training.fully_sharded import ShardsNetworks
 from rfdit.training.optim import OptimizerFactory, refuse_step
 
@@ -27,6 +28,7 @@ class FlowModule(L.LightningModule):
 
     seed: with a sample's position in the stream it determines its noise, time and caption drop.
     last_loss: the training step's before this, for callbacks that look into it.
+    fp8: the blocks' matrix products in FP8; not those of the EMA's copies.
     compile_blocks: torch.compile each transformer block; the EMA's copy stays as it is.
     record: what a checkpoint says of itself (the resolved configuration, the latent contract).
     """
@@ -41,16 +43,18 @@ class FlowModule(L.LightningModule):
         seed: int,
         record: dict[str, Any],
         compile_blocks: bool = False,
+        fp8: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
-        self.seed, self.record, self.compile_blocks = seed, record, compile_blocks
+        self.seed, self.record, self.compile_blocks, self.fp8 = seed, record, compile_blocks, fp8
         self.last_loss: FlowLoss | None = None
         # Each says of the gradient's norm, before clipping, whether its step must not be taken.
         self.step_guards: list[Callable[[Tensor], Tensor]] = []
         # An EMA's copies, sharded and saved as the network is; a dict, so that they are no submodules.
         self.averages: dict[str, Network] = {}
+        self._configured = False
         self.sharded = False  # every rank holds parts of the networks, and all must use them together
         self._losses: list[Tensor] = []  # since the last optimiser step
         self._rng: dict[str, Any] | None = None
@@ -66,8 +70,14 @@ class FlowModule(L.LightningModule):
         self._evaluated = (network,)
 
     def configure_model(self) -> None:
+        if self._configured:  # Lightning asks more than once
+            return
+        self._configured = True
+        if self.fp8:
+            assert isinstance(self.network.backbone, nn.Module)
+            use_fp8(self.network.backbone)
         strategy = self.trainer.strategy
-        if isinstance(strategy, ShardsNetworks) and not self.sharded:
+        if isinstance(strategy, ShardsNetworks):
             for network in (self.network, *self.averages.values()):
                 strategy.shard(network)
             self.sharded = True
