@@ -111,7 +111,8 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
         keep_freed_memory()
     if config["fp8"]:
         check_fp8(device)
-    with LocalRanks(command=rank_command(run_dir), count=config["trainer"]["devices"]) as ranks:
+    devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
+    with LocalRanks(command=rank_command(run_dir), count=devices, nodes=nodes) as ranks:
         training = build_training(config)
         if resume is not None:
             _check_resume(resume, training, config)

@@ -52,13 +52,19 @@ class SampleGrid(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, FlowModule)
+        # The first rank's, once: labels on a GPU have to be waited for.
         if self.inputs is None:
-            self.inputs = first_inputs(pl_module.network.conditioner, batch, self.count)
-        if self.captions is None:  # once: labels on a GPU have to be waited for
-            self.captions = captions_of(self.inputs, batch)
+            self.inputs = trainer.strategy.broadcast(
+                first_inputs(pl_module.network.conditioner, batch, self.count)
+            )
+        if self.captions is None:
+            self.captions = trainer.strategy.broadcast(captions_of(self.inputs, batch))
         due = trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps
         if self._steps(trainer) and due and (trainer.is_global_zero or pl_module.sharded):
-            self._write(trainer, pl_module, self.inputs, pl_module.latent_shape(batch))
+            shape = pl_module.latent_shape(batch)
+            # Ranks that hold parts must take the same number of steps, which an adaptive solver decides.
+            shape = trainer.strategy.broadcast(shape) if pl_module.sharded else shape
+            self._write(trainer, pl_module, self.inputs, shape)
 
     def _write(
         self, trainer: L.Trainer, module: FlowModule, inputs: list[Any], latent_shape: tuple[int, int, int]

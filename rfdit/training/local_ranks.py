@@ -15,10 +15,18 @@ import torch
 
 # What tells a process its place; all are put back afterwards, since a sweep runs many jobs in one process.
 PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS")
-STARTED_ELSEWHERE = ("LOCAL_RANK", "SLURM_NTASKS")  # torchrun, a parent of ours; a scheduler
+INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs that are shells, in which nothing places ranks
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
 SECONDS_TO_END = 30  # that the other ranks get when this one is done or has failed
 PARENT = "RFDIT_PARENT"  # the process that started a rank
+
+
+def is_placed() -> bool:
+    """Whether torchrun, a scheduler, or rank 0 has started this process as one of several."""
+    if "LOCAL_RANK" in os.environ:
+        return True
+    in_shell = os.environ.get("SLURM_JOB_NAME") in INTERACTIVE
+    return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not in_shell
 
 
 class RankFailedError(ValueError):
@@ -30,15 +38,21 @@ class LocalRanks:
 
     command: starts another rank; it must not start ranks in turn, which LOCAL_RANK tells it.
     count: 1, or a launcher that has placed this process already, makes the context do nothing.
+    nodes: machines; more than one need a launcher, or ValueError is raised.
 
     The others start with `start()`, so that what is wrong with a configuration is said once. A rank
     that fails ends all: none is left waiting for it. Lightning's own launcher repeats the command line,
     which under Hydra's multirun is the whole sweep.
     """
 
-    def __init__(self, *, command: Sequence[str], count: int) -> None:
+    def __init__(self, *, command: Sequence[str], count: int, nodes: int = 1) -> None:
+        if nodes > 1 and not is_placed():
+            raise ValueError(
+                f"trainer.num_nodes={nodes} needs torchrun or a scheduler on each machine to start its ranks; "
+                "without one use trainer.num_nodes=1"
+            )
         self.command = list(command)
-        self.count = 1 if any(name in os.environ for name in STARTED_ELSEWHERE) else count
+        self.count = 1 if is_placed() else count
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._before: dict[str, str | None] = {}
         self._over = threading.Event()

@@ -1,11 +1,17 @@
 """From the `trainer` settings to Lightning's Trainer."""
 
+import os
 from collections.abc import Sequence
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import Strategy
 
 from rfdit.precision import multiplies_bf16_fast
@@ -100,10 +106,16 @@ def make_trainer(
         default_root_dir=run_dir,
         callbacks=list(callbacks),
         logger=list(loggers),
-        plugins=[AtomicCheckpointIO(background=background_checkpoints)],
+        plugins=[AtomicCheckpointIO(background=background_checkpoints), *_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         inference_mode=False,
     )
+
+
+def _environment() -> list[ClusterEnvironment]:
+    """How ranks find each other, where Lightning would guess otherwise: ours may run in a task of SLURM's."""
+    ours = "LOCAL_RANK" in os.environ and not TorchElasticEnvironment.detect()
+    return [LightningEnvironment()] if ours else []
