@@ -48,7 +48,8 @@ class SpikeGuard(L.Callback):
         """Steps since the run began; waits for the device."""
         return int(self._skipped)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not before: some strategies restore a checkpoint after on_fit_start.
         assert isinstance(pl_module, FlowModule)
         device = pl_module.device
         self._norms, self._skipped = self._norms.to(device), self._skipped.to(device)
