@@ -51,5 +51,8 @@ def sentence(error: Exception, config_name: str) -> str:
 def _suggest(path: str, config_name: str) -> str:
     """The nearest setting there is."""
     GlobalHydra.instance().clear()  # the failed start left Hydra half initialised
-    near = difflib.get_close_matches(path, default_settings(config_name), n=1)
+    settings = default_settings(config_name)
+    if path in settings:
+        return " here, since another override has replaced what it belongs to"
+    near = difflib.get_close_matches(path, settings, n=1)
     return f"; did you mean {near[0]}?" if near else f"; conf/{config_name}.yaml and its groups list them all"

@@ -175,3 +175,9 @@ def test_fp8_without_hardware_for_it(cli: CommandLine) -> None:
         "fp8=true needs a GPU that multiplies FP8 (compute capability 8.9 or more), and this run is on cpu; "
         "use fp8=false"
     )
+
+
+def test_a_setting_of_what_was_switched_off(cli: CommandLine) -> None:
+    assert cli.error("train", "callbacks.grid=null", "callbacks.grid.count=2") == (
+        "callbacks.grid.count is no setting here, since another override has replaced what it belongs to"
+    )
