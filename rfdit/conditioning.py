@@ -65,7 +65,8 @@ class LabelConditioner(nn.Module):
         return batch.labels
 
     def null(self, *, device: torch.device) -> Condition:
-        return Condition(pooled=self.table.weight[self.num_classes :].to(device))
+        # A copy: a view would keep nothing alive of a table whose parts are on many ranks.
+        return Condition(pooled=self.table.weight[self.num_classes :].clone().to(device))
 
 
 class TextConditioner(nn.Module):

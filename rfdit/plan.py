@@ -90,8 +90,12 @@ class Plan:
 
 def state_shards(strategy: Mapping[str, Any], devices: int) -> int:
     """Over how many devices a strategy divides weights, gradients, moments and averages; else it copies them."""
-    sharded = strategy["_target_"].rpartition(".")[2] == "fsdp"
-    return devices // strategy.get("replicas", 1) if sharded else 1
+    if strategy["_target_"].rpartition(".")[2] != "fsdp":
+        return 1
+    replicas = strategy.get("replicas", 1)
+    if replicas < 1 or devices % replicas:
+        raise ValueError(f"strategy.replicas={replicas} does not divide the {devices} devices")
+    return devices // replicas
 
 
 def ema_copies(callbacks: Mapping[str, Any]) -> int:

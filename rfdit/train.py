@@ -145,11 +145,15 @@ def rank_command(run_dir: Path) -> list[str]:
     """What starts another rank of the Hydra job that runs now: its own settings, in its own folder."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    # As they were typed: what refers to other settings must do so there too.
+    typed: Any = OmegaConf.to_container(job.overrides, resolve=False)
+    search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
     folder = str(run_dir.absolute()).replace("'", r"\'")  # a sweep's folders have = and , in their names
     return [
         *(sys.executable, "-m", "rfdit.train", "--config-name", str(job.job.config_name)),
         *(argument for folder in folders for argument in ("--config-dir", folder)),
-        *job.overrides.task,
+        *typed["task"],
+        *search,
         *("hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
     ]
 
@@ -183,7 +187,8 @@ def _main(cfg: DictConfig) -> float | None:
     hydra_cfg = HydraConfig.get()
     _quiet()
     torch.set_float32_matmul_precision("high")
-    run_dir, overrides = Path(hydra_cfg.runtime.output_dir), list(hydra_cfg.overrides.task)
+    typed: Any = OmegaConf.to_container(hydra_cfg.overrides, resolve=False)
+    run_dir, overrides = Path(hydra_cfg.runtime.output_dir), typed["task"]
     with explain_errors("train", ValueError, OSError):
         return train(cfg, run_dir=_relative(run_dir), overrides=overrides)
 

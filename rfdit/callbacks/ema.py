@@ -99,14 +99,14 @@ class EMA(L.Callback):
         self._saved = checkpoint.get("ema", {})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"std": self.powers}
+        return {"std": {name: self.powers.get(name) for name in self.profiles}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, std in state_dict["std"].items():
-            if self.powers.get(name, std) != std:
+            if name in self.profiles and self.powers.get(name) != std:
                 raise ValueError(
-                    f"callbacks.ema.profiles.{name}.std={self.powers[name]} goes on with an average of std={std}; "
-                    "give a profile of another length another name"
+                    f"callbacks.ema.profiles.{name}.std={self.powers.get(name)} goes on with an average of std={std}; "
+                    "give a profile of another kind or length another name"
                 )
 
 

@@ -36,6 +36,11 @@ def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return F.gelu(x, approximate="tanh")
 
 
+def _rms_normed(x: Heads, norm: nn.RMSNorm) -> Heads:
+    """In float32, also where the scale was sent in fewer bits."""
+    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+
+
 class Stream(nn.Module):
     """One token stream's part of a block: fused qkv, attention output, MLP, all adaLN-modulated.
 
@@ -70,7 +75,7 @@ class Stream(nn.Module):
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         if self.qk_norm:
             # Squares are summed in float32, whatever the products' precision.
-            q, k = self.q_norm(q.float()).to(v.dtype), self.k_norm(k.float()).to(v.dtype)
+            q, k = (_rms_normed(x, norm).to(v.dtype) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
         return q, k, v
 
     def update(self, x: Tokens, attended: Heads, modulation: Modulation) -> Tokens:

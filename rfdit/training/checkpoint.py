@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
 from rfdit.training.background import BackgroundWriter, snapshot
-from rfdit.training.sharded_checkpoint import is_sharded, read_rest, read_sharded, remove_shards
+from rfdit.training.sharded_checkpoint import is_sharded, make_way, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
@@ -44,14 +44,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{target.name}.*.partial"):  # of runs that were killed
+            left.unlink(missing_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            make_way(target)
             partial.replace(target)
             remove_shards(target)
+        except RuntimeError as error:  # which torch makes of the OSError of a full disk
+            raise OSError(f"{target} cannot be written, perhaps for want of room: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -102,6 +107,8 @@ def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
+    except ValueError:
+        raise
     except Exception as error:
         raise ValueError(
             f"ckpt={path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds "
@@ -171,8 +178,13 @@ def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentCon
         for key in sorted(mine.keys() | theirs.keys()):
             if EQUIVALENT.isdisjoint(key.split(".")) and mine.get(key) != theirs.get(key):
                 differences.append(f"{group}.{key}={mine.get(key)}, there {theirs.get(key)}")
+    here, there = ((c.get("optimizer") or {}).get("_target_") for c in (config, saved.config))
+    if here != there:  # another one has other groups of parameters
+        differences.append(f"optimizer._target_={here}, there {there}")
     if differences:
-        raise ValueError(f"ckpt={saved.path} belongs to another network: here " + "; ".join(differences))
+        raise ValueError(
+            f"ckpt={saved.path} belongs to another network or optimizer: here " + "; ".join(differences)
+        )
 
 
 def changed_settings(saved: SavedRun, config: dict[str, Any]) -> list[str]:

@@ -159,7 +159,9 @@ class FullySharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        path = Path(filepath)
+        path = Path(
+            self.broadcast(filepath)
+        )  # ranks that were started at another second have another run_dir
         folder = path.with_name(self.broadcast(new_folder(path, checkpoint["global_step"])))
         folder.mkdir(parents=True, exist_ok=True)
         io = self.checkpoint_io

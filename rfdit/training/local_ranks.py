@@ -18,6 +18,10 @@ PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", 
 INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs that are shells, in which nothing places ranks
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
 SECONDS_TO_END = 30  # that the other ranks get when this one is done or has failed
+STOPPED = {
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+}  # exit codes of ranks that a signal has ended in good order
 PARENT = "RFDIT_PARENT"  # the process that started a rank
 
 
@@ -38,7 +42,8 @@ class LocalRanks:
 
     command: starts another rank; it must not start ranks in turn, which LOCAL_RANK tells it.
     count: 1, or a launcher that has placed this process already, makes the context do nothing.
-    nodes: machines; more than one need a launcher, or ValueError is raised.
+    nodes: machines. Raises ValueError for more than one without a launcher, and where a launcher has
+        started another number of ranks than count x nodes.
 
     The others start with `start()`, so that what is wrong with a configuration is said once. A rank
     that fails ends all: none is left waiting for it. Lightning's own launcher repeats the command line,
@@ -51,6 +56,12 @@ class LocalRanks:
                 f"trainer.num_nodes={nodes} needs torchrun or a scheduler on each machine to start its ranks; "
                 "without one use trainer.num_nodes=1"
             )
+        placed = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+        if is_placed() and placed is not None and int(placed) != count * nodes:
+            raise ValueError(
+                f"trainer.devices={count} times trainer.num_nodes={nodes} is not the number of ranks that were "
+                f"started, {placed}; give those of each machine and the number of machines"
+            )
         self.command = list(command)
         self.count = 1 if is_placed() else count
         self._ranks: list[subprocess.Popen[bytes]] = []
@@ -61,9 +72,10 @@ class LocalRanks:
     def __enter__(self) -> "LocalRanks":
         if PARENT in os.environ:
             _die_with(int(os.environ[PARENT]))
+        self._before = {name: os.environ.get(name) for name in PLACE}
+        self._grouped = torch.distributed.is_initialized()
         if self.count > 1:
-            self._before = {name: os.environ.get(name) for name in PLACE}
-            threads = max(1, len(os.sched_getaffinity(0)) // self.count)
+            threads = max(1, self._threads // self.count)
             os.environ |= {
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(_free_port()),
@@ -88,7 +100,7 @@ class LocalRanks:
         """Ends this process when another rank has failed: it may wait for that one for ever."""
         while not self._over.wait(0.5):
             for rank in self._ranks:
-                if rank.poll() not in (None, 0):
+                if rank.poll() not in (None, 0, *STOPPED):
                     # A collective usually fails by itself when a rank has gone.
                     if not self._over.wait(SECONDS_TO_END):
                         print(f"error: rank {self._ranks.index(rank) + 1} failed; this one ends", flush=True)
@@ -100,12 +112,11 @@ class LocalRanks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        if self.count == 1:
-            return
-        failed = self._end() if kind is not None and not issubclass(kind, SystemExit) else None
+        in_order = error is None or (isinstance(error, SystemExit) and error.code in STOPPED)
+        failed = None if in_order else self._end()
         for rank in self._ranks:
             rank.wait()
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_initialized() and not self._grouped:
             torch.distributed.destroy_process_group()
         torch.set_num_threads(self._threads)
         for name, value in self._before.items():
@@ -128,9 +139,8 @@ class LocalRanks:
             while time.monotonic() < until and any(rank.poll() is None for rank in self._ranks):
                 time.sleep(0.1)
             if signal_ is None:
-                failed = next(
-                    (i for i, rank in enumerate(self._ranks, 1) if rank.poll() not in (None, 0)), None
-                )
+                codes = enumerate((rank.poll() for rank in self._ranks), 1)
+                failed = next((i for i, code in codes if code not in (None, 0, *STOPPED)), None)
         return failed
 
 

@@ -16,9 +16,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 SECTIONS = ("state_dict", "ema", "optimizer_states")  # of a checkpoint, whose tensors are sharded
 REST = "rest.pt"  # all else; the sections' tensors are there by shape and dtype alone
+SIZES = (
+    "bytes_of_parts"  # in the rest, by file: a part that is missing would be read as whatever is in memory
+)
 SUFFIX = ".shards"
 Keys = tuple[str | int, ...]  # the keys that lead to a tensor of a checkpoint
 
@@ -52,7 +56,7 @@ def write_sharded(
         dcp.save(tensors, storage_writer=writer, process_group=group)
         if first:
             _publish(checkpoint, folder, path)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is none of the former
         if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
@@ -63,15 +67,29 @@ def _publish(checkpoint: dict[str, Any], folder: Path, path: Path) -> None:
     rest = replaced(
         checkpoint, lambda keys, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     )
-    torch.save(rest, folder / REST)
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+    torch.save(rest | {SIZES: sizes}, folder / REST)
     for file in (*folder.iterdir(), folder):
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        _flush(file)
     link = path.with_name(f".{path.name}.{folder.name}")
     link.symlink_to(folder.name)
+    make_way(path)
     link.replace(path)
+    _flush(path.parent)
     remove_shards(path)
+
+
+def make_way(path: Path) -> None:
+    """Moves a folder aside that stands where a checkpoint's name will: links were followed when it was copied."""
+    if path.is_dir() and not path.is_symlink():
+        path.rename(path.with_name(f"{path.stem}.{secrets.token_hex(3)}{SUFFIX}"))
+
+
+def _flush(path: Path) -> None:
+    """Makes a file, or a folder's names, outlast a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def remove_shards(path: Path) -> None:
@@ -82,8 +100,17 @@ def remove_shards(path: Path) -> None:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint without its tensors, which are on the meta device."""
-    return torch.load(path / REST, map_location="cpu", weights_only=True)
+    """A sharded checkpoint without its tensors, which are on the meta device.
+
+    Raises ValueError if a part of it is missing or has another size than it was written with.
+    """
+    rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
+    for name, size in rest.pop(SIZES).items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != size:
+            has = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise ValueError(f"ckpt={path} is not whole: {name} {has}")
+    return rest
 
 
 def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None = None) -> dict[str, Any]:
@@ -98,7 +125,10 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     tensors = {_name(keys): tensor for keys, tensor in found.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
+        try:
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
+        except CheckpointException as error:  # none of Exception
+            raise ValueError(f"ckpt={path} cannot be read: {_first_cause(error)}") from error
     return replaced(rest, lambda keys, form: tensors[_name(keys)])
 
 
@@ -141,6 +171,8 @@ def _rebuilt(keys: Keys, node: Any, new: Callable[[Keys, Tensor], Tensor]) -> An
 
 
 def _first_cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # what went wrong, by rank
+        error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -78,6 +78,8 @@ def make_trainer(
     Raises ValueError for a device that is asked for and is not there.
     """
     device = pick_device(accelerator)
+    if devices < 1 or num_nodes < 1:
+        raise ValueError(f"trainer.devices={devices} and trainer.num_nodes={num_nodes} must be at least 1")
     if strategy is None and devices * num_nodes > 1:
         raise ValueError(
             f"strategy=single runs on one device, not on trainer.devices={devices} of "

@@ -19,7 +19,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({}, False),
         ({"LOCAL_RANK": "0"}, True),
-        ({"SLURM_NTASKS": "8"}, True),
+        ({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, True),
+        ({"SLURM_NTASKS": "4"}, True),
         ({"SLURM_NTASKS": "1"}, False),  # one task that has a whole machine
         ({"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"}, False),  # a shell within an allocation
     ],
@@ -29,6 +30,26 @@ def test_who_places_ranks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, 
         monkeypatch.setenv(name, value)
     assert is_placed() == placed
     assert LocalRanks(command=[], count=4).count == (1 if placed else 4)
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {"SLURM_NTASKS": "2"}])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_another_number_of_ranks_was_started(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match=rf"trainer\.devices={devices} .* number of ranks that were started, 2"
+    ):
+        LocalRanks(command=[], count=devices)
+
+
+def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next() -> None:
+    before = dict(os.environ)
+    with LocalRanks(command=[], count=1):
+        os.environ["LOCAL_RANK"] = "0"  # as Lightning's own launcher does
+    assert dict(os.environ) == before
 
 
 def test_several_machines_need_a_launcher() -> None:
