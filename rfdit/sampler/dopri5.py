@@ -12,8 +12,7 @@ class Dopri5:
 
     rtol, atol: each inner step's error, root mean square over a sample, is at most atol + rtol |z|.
         All samples of a batch share the steps that the most difficult of them needs.
-    max_evaluations: of one outer step. Raises ValueError beyond it, as happens where the field's own
-        errors are larger than the tolerances.
+    max_evaluations: of one outer step. Raises ValueError beyond it, so that no rough field runs forever.
     """
 
     def __init__(self, *, rtol: float = 1e-4, atol: float = 1e-4, max_evaluations: int = 1000) -> None:
@@ -34,7 +33,7 @@ class Dopri5:
             if evaluations > self.max_evaluations:
                 raise ValueError(
                     f"sampler.solver.max_evaluations={self.max_evaluations} did not suffice for "
-                    f"rtol={self.rtol}, atol={self.atol}; give larger tolerances, or precision=fp32"
+                    f"rtol={self.rtol}, atol={self.atol}; raise it, or give larger tolerances"
                 )
             return field(z, t)
 
