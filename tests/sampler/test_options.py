@@ -1,5 +1,9 @@
 """Every sampler, grid and guidance of conf/, built by its name and run from noise to latents."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -16,6 +20,8 @@ NEEDS = {
     "resolution": ["sampler.grid.base_size=2"],
     "custom": ["sampler.grid.times=[1,0.7,0.5,0.2,0]", "sampler.steps=4"],
 }
+DOCUMENT = (Path(__file__).parents[2] / "docs/sampling.md").read_text()
+COMMANDS = [shlex.split(line) for line in re.findall(r"^python sample\.py (.*)", DOCUMENT, re.MULTILINE)]
 
 
 def built(*overrides: str) -> Sampler:
@@ -68,3 +74,8 @@ def test_diffusions_are_chosen_by_their_target(diffusion: str) -> None:
 def test_what_a_grid_needs_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"sampler\.grid\.base_size is not set"):
         built("sampler/grid=resolution")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_documented_commands(words: list[str]) -> None:
+    built(*words)
