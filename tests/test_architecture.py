@@ -43,8 +43,9 @@ ALLOWED = {
     "open_clip": ["text_encoder"],
     "webdataset": ["data"],
     "torchmetrics": ["eval", "callbacks"],
+    "torchdiffeq": ["sampler"],
 }
-LAZY = ["diffusers", "open_clip"]
+LAZY = ["diffusers", "open_clip", "torchdiffeq"]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,16 @@
 """From a backbone and a condition to the velocity field that is integrated."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent
 from rfdit.protocols import Backbone
 from rfdit.sampler.solvers import VelocityField
+
+VelocityPair = Callable[[Latent, Tensor], tuple[Latent, Latent]]  # (z, t of shape ()) -> c, u
 
 
 @runtime_checkable
@@ -16,31 +20,111 @@ class Guidance(Protocol):
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField: ...
 
 
+def velocity(backbone: Backbone, cond: Condition) -> VelocityField:
+    """The field of one network under one condition, in float32."""
+    return lambda z, t: backbone(z, t.to(z.device).expand(len(z)), cond).float()
+
+
+def velocity_pair(backbone: Backbone, cond: Condition, null: Condition, *, batched: bool) -> VelocityPair:
+    """The conditional and the null velocity, from one evaluation of twice the batch or from two."""
+    if not batched:
+        c, u = velocity(backbone, cond), velocity(backbone, null)
+        return lambda z, t: (c(z, t), u(z, t))
+    both = velocity(backbone, Condition.join([cond, null]))
+
+    def pair(z: Latent, t: Tensor) -> tuple[Latent, Latent]:
+        c, u = both(z.repeat(2, 1, 1, 1), t).chunk(2)
+        return c, u
+
+    return pair
+
+
+def check_scale(scale: float) -> float:
+    """`scale` itself; raises ValueError below 0."""
+    if scale < 0:
+        raise ValueError(f"guidance.scale={scale} must not be negative")
+    return scale
+
+
 class NoGuidance:
     """The conditional field as the network gives it."""
 
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
-        return lambda z, t: backbone(z, t.expand(len(z)), cond)
+        return velocity(backbone, cond)
 
 
 class ClassifierFree:
-    """u + scale (c - u), on all channels, from one batched evaluation (arXiv 2207.12598).
+    """u + scale (c - u), on all channels (arXiv 2207.12598).
 
     scale: 1 is the plain conditional, at half the cost; 0 the unconditional.
+    batched: c and u from one evaluation of twice the batch, or from two where memory is short.
     """
 
-    def __init__(self, *, scale: float) -> None:
-        if scale < 0:
-            raise ValueError(f"guidance.scale={scale} must not be negative")
-        self.scale = scale
+    def __init__(self, *, scale: float, batched: bool = True) -> None:
+        self.scale, self.batched = check_scale(scale), batched
 
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
         if self.scale == 1:
-            return NoGuidance()(backbone, cond, null)
-        both = Condition.join([cond, null])
+            return velocity(backbone, cond)
+        pair = velocity_pair(backbone, cond, null, batched=self.batched)
 
         def field(z: Latent, t: Tensor) -> Latent:
-            c, u = backbone(z.repeat(2, 1, 1, 1), t.expand(2 * len(z)), both).chunk(2)
+            c, u = pair(z, t)
             return u + self.scale * (c - u)
 
         return field
+
+
+class ThreeChannel:
+    """Classifier-free guidance of the first three channels alone, the others conditional.
+
+    Only for comparing with numbers published for DiT and SiT, whose code samples so.
+    """
+
+    def __init__(self, *, scale: float, batched: bool = True) -> None:
+        self.scale, self.batched = check_scale(scale), batched
+
+    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
+        pair = velocity_pair(backbone, cond, null, batched=self.batched)
+
+        def field(z: Latent, t: Tensor) -> Latent:
+            c, u = pair(z, t)
+            return torch.cat([u[:, :3] + self.scale * (c[:, :3] - u[:, :3]), c[:, 3:]], dim=1)
+
+        return field
+
+
+class Autoguidance:
+    """weak + scale (strong - weak), where weak is a smaller or less trained network (arXiv 2406.02507).
+
+    guide: the weak network. It is given what is called `null` elsewhere: the samples' condition as
+        the guide's own conditioner makes it, which for text is the main network's too.
+    """
+
+    def __init__(self, *, scale: float, guide: Backbone) -> None:
+        self.scale, self.guide = check_scale(scale), guide
+
+    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
+        strong, weak = velocity(backbone, cond), velocity(self.guide, null)
+
+        def field(z: Latent, t: Tensor) -> Latent:
+            v = weak(z, t)
+            return v + self.scale * (strong(z, t) - v)
+
+        return field
+
+
+class GuidanceInterval:
+    """Another guidance where low <= t <= high, the plain conditional elsewhere (arXiv 2404.07724).
+
+    low, high: times. A noise level sigma of that paper, with unit data, is t = sigma / (1 + sigma).
+    """
+
+    def __init__(self, *, inside: Guidance, low: float, high: float) -> None:
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance.low={low}, high={high} must be an interval within 0 and 1")
+        self.inside, self.low, self.high = inside, low, high
+
+    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
+        guided, plain = self.inside(backbone, cond, null), velocity(backbone, cond)
+        return lambda z, t: guided(z, t) if self.low <= t <= self.high else plain(z, t)

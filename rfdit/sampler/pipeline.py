@@ -78,5 +78,7 @@ class Pipeline:
                 else conditioner([negative], device=self.device)
             )
             noise = generator.fork("image").normal(*self.latent_shape)
-            latents = self.sampler(self.network.backbone, noise, cond, away.expand(len(inputs)))
+            latents = self.sampler(
+                self.network.backbone, noise, cond, away.expand(len(inputs)), generator=generator.fork("sde")
+            )
         return to_uint8(self.autoencoder.decode(latents))

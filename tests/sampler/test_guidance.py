@@ -1,11 +1,25 @@
-"""Classifier-free guidance: u + w (c - u) on all channels, and what it costs."""
+"""Guidance by its formula, by the mean it leads to where that is known, and by what it costs."""
+
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from rfdit.batch import Condition
-from rfdit.sampler import ClassifierFree, Euler, Guidance, NoGuidance, Sampler
+from rfdit.randomness import SampleGenerator
+from rfdit.sampler import (
+    Autoguidance,
+    ClassifierFree,
+    Euler,
+    Guidance,
+    GuidanceInterval,
+    Heun,
+    NoGuidance,
+    Sampler,
+    ThreeChannel,
+)
+from tests.sampler.fields import STD, GaussianBackbone, means
 
 Z = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(1))
 COND, NULL = Condition(pooled=torch.ones(3, 1)), Condition(pooled=torch.zeros(3, 1))
@@ -69,6 +83,78 @@ def test_captions_travel_with_their_masks() -> None:
     assert not both.mask[3:, 1].any()
 
 
-def test_a_negative_scale_is_refused() -> None:
+@pytest.mark.parametrize("guidance", [ClassifierFree, ThreeChannel])
+def test_a_negative_scale_is_refused(guidance: type) -> None:
     with pytest.raises(ValueError, match=r"guidance\.scale=-1\.0 must not be negative"):
-        ClassifierFree(scale=-1.0)
+        guidance(scale=-1.0)
+
+
+def test_two_evaluations_give_what_one_of_twice_the_batch_gives() -> None:
+    backbones = Backbone(), Backbone()
+    batched = ClassifierFree(scale=2.0)(backbones[0], COND, NULL)(Z, T)
+    apart = ClassifierFree(scale=2.0, batched=False)(backbones[1], COND, NULL)(Z, T)
+    torch.testing.assert_close(batched, apart)
+    assert [backbone.batches for backbone in backbones] == [[6], [3, 3]]
+
+
+def final_mean(guidance: Guidance, steps: int = 100) -> tuple[float, float]:
+    """Mean and deviation of what is sampled between data N(2, 0.3^2) and, without the condition, N(0.5, 0.3^2)."""
+    noise = SampleGenerator(seed=0, keys=torch.arange(256)).normal(1, 4, 4)
+    noise = (noise - noise.mean()) / noise.std()
+    sampler = Sampler(solver=Heun(), guidance=guidance, steps=steps)
+    z0 = sampler(GaussianBackbone(), noise, means(256, 2.0), means(256, 0.5))
+    return z0.mean().item(), z0.std().item()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_the_guided_mean_of_two_gaussians(scale: float) -> None:
+    """u + scale (c - u) holds for the fields, hence here, where spreads are equal, for the means."""
+    mean, std = final_mean(ClassifierFree(scale=scale))
+    assert mean == pytest.approx(0.5 + scale * (2.0 - 0.5), abs=0.01)
+    assert std == pytest.approx(STD, abs=0.005)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.6), (0.0, 0.7), (0.6, 1.0)])
+def test_the_guided_mean_within_an_interval(low: float, high: float) -> None:
+    """z = (1 - t) m + s_t x with a constant x; where m jumps, x does, by (1 - t) / s_t times as much."""
+
+    def weight(t: float) -> float:
+        return (1 - t) / math.sqrt((1 - t) ** 2 * STD**2 + t**2)
+
+    guided = 0.5 + 3.0 * (2.0 - 0.5)
+    expected = 2.0 + STD * (guided - 2.0) * (weight(low) - weight(high))
+    interval = GuidanceInterval(inside=ClassifierFree(scale=3.0), low=low, high=high)
+    # Steps that straddle an edge are half guided: many of them.
+    assert final_mean(interval, steps=400)[0] == pytest.approx(expected, abs=0.03)
+
+
+def test_outside_its_interval_guidance_costs_nothing() -> None:
+    backbone = Backbone()
+    interval = GuidanceInterval(inside=ClassifierFree(scale=3.0), low=0.3, high=0.7)
+    Sampler(solver=Euler(), guidance=interval, steps=10)(backbone, Z, COND, NULL)
+    assert backbone.batches == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]  # at 1, 0.9, ..., 0.1; both edges are inside
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 0.5), (0.7, 0.3), (-0.1, 0.5), (0.5, 1.1)])
+def test_no_interval_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="must be an interval within 0 and 1"):
+        GuidanceInterval(inside=NoGuidance(), low=low, high=high)
+
+
+def test_autoguidance_moves_away_from_the_weak_network() -> None:
+    """Each network under its own condition; the formula; and the mean that follows from it."""
+    guide = GaussianBackbone(std=0.5)
+    strong = GaussianBackbone()(Z, T.expand(3), means(3, 2.0))
+    weak = GaussianBackbone(std=0.5)(Z, T.expand(3), means(3, 1.0))
+    v = Autoguidance(scale=3.0, guide=guide)(GaussianBackbone(), means(3, 2.0), means(3, 1.0))(Z, T)
+    torch.testing.assert_close(v, weak + 3 * (strong - weak))
+    assert guide.batches == [3]
+    mean, _ = final_mean(Autoguidance(scale=3.0, guide=GaussianBackbone()))
+    assert mean == pytest.approx(0.5 + 3 * 1.5, abs=0.01)
+
+
+def test_the_legacy_form_guides_three_channels() -> None:
+    for batched in (True, False):
+        v = ThreeChannel(scale=4.0, batched=batched)(Backbone(), COND, NULL)(Z, T)
+        torch.testing.assert_close(v[:, :3], (UNCONDITIONAL + 4 * (CONDITIONAL - UNCONDITIONAL))[:, :3])
+        torch.testing.assert_close(v[:, 3:], CONDITIONAL[:, 3:])

@@ -7,16 +7,8 @@ from torch import Tensor
 from rfdit.batch import Condition
 from rfdit.flow import per_sample, shift_time
 from rfdit.randomness import SampleGenerator
-from rfdit.sampler import Euler, Heun, NoGuidance, Sampler, Solver
-
-MEAN, STD = 1.5, 0.3
-
-
-def gaussian_field(z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """E[z1 - z0 | z_t] for data N(MEAN, STD^2): its flow maps noise z1 to MEAN + STD z1."""
-    at = per_sample(t, z)
-    variance = (1 - at) ** 2 * STD**2 + at**2
-    return -MEAN + (at - (1 - at) * STD**2) / variance * (z - (1 - at) * MEAN)
+from rfdit.sampler import RK4, Euler, Heun, Midpoint, NoGuidance, Sampler, Solver
+from tests.sampler.fields import MEAN, STD, GaussianBackbone, means
 
 
 def point_field(z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -50,10 +42,13 @@ def nothing(n: int) -> Condition:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize(("solver", "steps", "tolerance"), [(Euler(), 400, 0.02), (Heun(), 50, 0.005)])
+@pytest.mark.parametrize(
+    ("solver", "steps", "tolerance"),
+    [(Euler(), 400, 0.02), (Heun(), 50, 0.005), (Midpoint(), 50, 0.005), (RK4(), 20, 0.005)],
+)
 def test_a_gaussian_is_reproduced(solver: Solver, steps: int, tolerance: float, shift: float) -> None:
     z1 = noise(512, 2, 4, 4)
-    z0 = sampler(solver, steps, shift)(gaussian_field, z1, nothing(512), nothing(512))
+    z0 = sampler(solver, steps, shift)(GaussianBackbone(), z1, means(512, MEAN), nothing(512))
     assert z0.mean().item() == pytest.approx(MEAN, abs=tolerance)
     assert z0.std().item() == pytest.approx(STD, rel=2 * tolerance)
     torch.testing.assert_close(z0, MEAN + STD * z1, atol=3 * tolerance, rtol=0)
@@ -67,7 +62,8 @@ def test_euler_is_exact_on_straight_paths(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 25])
 def test_n_steps_are_n_steps(steps: int) -> None:
-    for solver, evaluations in ((Euler(), steps), (Heun(), 2 * steps)):
+    for solver, each in ((Euler(), 1), (Heun(), 2), (Midpoint(), 2), (RK4(), 4)):
+        evaluations = each * steps
         one, field, done = sampler(solver, steps), Recorder(), []
         one(field, noise(2, 1, 2, 2), nothing(2), nothing(2), on_step=lambda i, z, done=done: done.append(i))
         assert done == list(range(1, steps + 1))
@@ -87,6 +83,13 @@ def test_heun_evaluates_at_both_ends() -> None:
     field = Recorder()
     sampler(Heun(), 2)(field, noise(1, 1, 2, 2), nothing(1), nothing(1))
     assert field.times == [1.0, 0.5, 0.5, 0.0]
+
+
+def test_midpoint_and_rk4_evaluate_halfway() -> None:
+    for solver, times in ((Midpoint(), [1.0, 0.75]), (RK4(), [1.0, 0.75, 0.75, 0.5])):
+        field = Recorder()
+        sampler(solver, 2)(field, noise(1, 1, 2, 2), nothing(1), nothing(1))
+        assert field.times[: len(times)] == times
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

@@ -1,0 +1,81 @@
+"""Every sampler, grid and guidance of conf/, built by its name and run from noise to latents."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.randomness import SampleGenerator
+from rfdit.sampler import AdaptiveProjected, GuidanceInterval, Sampler
+from tests.sampler.fields import MEAN, GaussianBackbone, means
+
+SAMPLERS = sorted(path.stem for path in CONFIG_DIR.glob("sampler/*.yaml"))
+GRIDS = sorted(path.stem for path in CONFIG_DIR.glob("sampler/grid/*.yaml"))
+GUIDANCES = sorted(path.stem for path in CONFIG_DIR.glob("guidance/*.yaml"))
+NEEDS = {
+    "resolution": ["sampler.grid.base_size=2"],
+    "custom": ["sampler.grid.times=[1,0.7,0.5,0.2,0]", "sampler.steps=4"],
+}
+DOCUMENT = (Path(__file__).parents[2] / "docs/sampling.md").read_text()
+COMMANDS = [shlex.split(line) for line in re.findall(r"^python sample\.py (.*)", DOCUMENT, re.MULTILINE)]
+
+
+def built(*overrides: str) -> Sampler:
+    """The sampler of sample.py with these overrides."""
+    register()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = validate(compose("sample", overrides=["sampler.steps=50", *overrides]))
+    sampler = build(config["sampler"])
+    assert isinstance(sampler, Sampler)
+    return sampler
+
+
+def mean_of(sampler: Sampler) -> float:
+    """The mean of what is sampled of N(MEAN, 0.3^2), guided away from the same."""
+    generator = SampleGenerator(seed=0, keys=torch.arange(64))
+    noise, cond = generator.fork("image").normal(4, 4, 4), means(64, MEAN)
+    return sampler(GaussianBackbone(), noise, cond, cond, generator=generator.fork("sde")).mean().item()
+
+
+@pytest.mark.parametrize("option", SAMPLERS)
+def test_samplers(option: str) -> None:
+    assert mean_of(built(f"sampler={option}")) == pytest.approx(MEAN, abs=0.05)
+
+
+@pytest.mark.parametrize("option", GRIDS)
+def test_grids(option: str) -> None:
+    sampler = built(f"sampler/grid={option}", "sampler=heun", *NEEDS.get(option, []))
+    assert mean_of(sampler) == pytest.approx(MEAN, abs=0.05)
+
+
+@pytest.mark.parametrize("option", GUIDANCES)
+def test_guidances(option: str) -> None:
+    """Where condition and null agree, there is nothing to guide."""
+    assert mean_of(built(f"guidance={option}", "sampler=heun")) == pytest.approx(MEAN, abs=0.1)
+
+
+def test_an_interval_holds_any_guidance() -> None:
+    guidance = built("guidance=interval", "guidance@guidance.inside=apg", "guidance.inside.scale=8").guidance
+    assert isinstance(guidance, GuidanceInterval)
+    assert isinstance(guidance.inside, AdaptiveProjected)
+    assert guidance.inside.scale == 8
+
+
+@pytest.mark.parametrize("diffusion", ["Constant", "Sine", "Decreasing"])
+def test_diffusions_are_chosen_by_their_target(diffusion: str) -> None:
+    target = f"sampler.solver.diffusion._target_=rfdit.sampler.{diffusion}Diffusion"
+    assert mean_of(built("sampler=sde", target)) == pytest.approx(MEAN, abs=0.05)
+
+
+def test_what_a_grid_needs_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"sampler\.grid\.base_size is not set"):
+        built("sampler/grid=resolution")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_documented_commands(words: list[str]) -> None:
+    built(*words)
