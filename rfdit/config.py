@@ -5,7 +5,7 @@ import inspect
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 import rfdit
 from rfdit.network import Network
 from rfdit.resolvers import folder_name, latent_size
+from rfdit.sample_schema import SampleConfig
 
 PACKAGE = Path(rfdit.__file__).parent
 # conf/ is inside the package in a wheel and beside it in a checkout.
@@ -65,37 +66,6 @@ class PlanConfig(TrainConfig):
     json: bool
     peak_tflops: float | None
     mfu: float
-
-
-@dataclass
-class Source:
-    """Where an encoder's weights are."""
-
-    source: str | None = None
-
-
-@dataclass
-class SampleConfig:
-    """`sample.yaml`. prompts: a list, or the path of a text file; labels: class numbers."""
-
-    ckpt: str | None
-    weights: str
-    prompts: Any
-    labels: list[int] | None
-    negative: str | None
-    count: int
-    seed: int
-    first_key: int
-    batch_size: int
-    accelerator: str
-    precision: str
-    out: str | None
-    columns: int | None
-    sampler: Any
-    guidance: Any
-    eval: Any
-    autoencoder: Source = field(default_factory=Source)
-    text_encoder: Source = field(default_factory=Source)
 
 
 @dataclass

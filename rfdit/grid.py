@@ -1,4 +1,4 @@
-"""Pictures in rows, each with its caption."""
+"""Many pictures on one sheet, each with its caption, or in a table with labelled rows and columns."""
 
 import math
 import textwrap
@@ -10,7 +10,9 @@ from torch import Tensor
 
 TILE = 128  # the least side of a picture on the sheet, in pixels
 FONT = 12
+LINE = FONT + 3
 MARGIN = 6
+ROW_LABEL = 20  # letters of a row's label in a line
 
 
 def to_pil(image: UInt8[Tensor, "3 H W"]) -> Image.Image:
@@ -26,20 +28,64 @@ def captioned_grid(
     columns: how many in a row; about a square sheet by default.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
-    height, width = images.shape[-2:]
-    zoom = max(1, math.ceil(TILE / min(height, width)))
-    height, width = height * zoom, width * zoom
-    font = ImageFont.load_default(FONT)
-    wrapped = [textwrap.wrap(caption, max(8, int(width / (FONT * 0.52)))) or [""] for caption in captions]
-    line = FONT + 3
-    cell = height + line * max(len(lines) for lines in wrapped) + MARGIN
+    height, width = _shown_size(images)
+    wrapped = [_wrapped(caption, width) for caption in captions]
+    cell = height + LINE * max(len(lines) for lines in wrapped) + MARGIN
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * (width + MARGIN) + MARGIN, rows * (cell + MARGIN) + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
     for i, (image, lines) in enumerate(zip(images, wrapped)):
         x = MARGIN + i % columns * (width + MARGIN)
         y = MARGIN + i // columns * (cell + MARGIN)
-        sheet.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        for k, text in enumerate(lines):
-            draw.text((x + 2, y + height + 2 + k * line), text, fill="black", font=font)
+        sheet.paste(_enlarged(image, (width, height)), (x, y))
+        _write(sheet, lines, x + 2, y + height + 2)
     return sheet
+
+
+def labelled_grid(
+    images: UInt8[Tensor, "n 3 H W"], *, rows: Sequence[str], columns: Sequence[str]
+) -> Image.Image:
+    """A table of the images, row by row; labels of the columns above it, those of the rows left of it.
+
+    Raises ValueError unless there is an image for every place.
+    """
+    if len(images) != len(rows) * len(columns):
+        raise ValueError(f"{len(images)} images do not fill {len(rows)} rows of {len(columns)}")
+    height, width = _shown_size(images)
+    left = [textwrap.wrap(label, ROW_LABEL) or [""] for label in rows]
+    above = [_wrapped(label, width) for label in columns]
+    font = ImageFont.load_default(FONT)
+    label_width = math.ceil(max(font.getlength(line) for lines in left for line in lines))
+    x0, y0 = 2 * MARGIN + label_width, MARGIN + LINE * max(map(len, above))
+    cell = max(height, LINE * max(map(len, left)))
+    size = (x0 + len(columns) * (width + MARGIN), y0 + len(rows) * (cell + MARGIN))
+    sheet = Image.new("RGB", size, "white")
+    for k, lines in enumerate(above):
+        _write(sheet, lines, x0 + k * (width + MARGIN), MARGIN)
+    for r, lines in enumerate(left):
+        y = y0 + r * (cell + MARGIN)
+        _write(sheet, lines, MARGIN, y)
+        for k, image in enumerate(images[r * len(columns) : (r + 1) * len(columns)]):
+            sheet.paste(_enlarged(image, (width, height)), (x0 + k * (width + MARGIN), y))
+    return sheet
+
+
+def _shown_size(images: UInt8[Tensor, "n 3 H W"]) -> tuple[int, int]:
+    """(height, width) of each image on a sheet."""
+    height, width = images.shape[-2:]
+    zoom = max(1, math.ceil(TILE / min(height, width)))
+    return height * zoom, width * zoom
+
+
+def _enlarged(image: UInt8[Tensor, "3 H W"], size: tuple[int, int]) -> Image.Image:
+    return to_pil(image).resize(size, Image.Resampling.NEAREST)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines that are about as wide as a picture; at least one."""
+    return textwrap.wrap(text, max(8, int(width / (FONT * 0.52)))) or [""]
+
+
+def _write(sheet: Image.Image, lines: Sequence[str], x: int, y: int) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
+    for k, text in enumerate(lines):
+        draw.text((x, y + k * LINE), text, fill="black", font=font)

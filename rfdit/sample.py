@@ -1,156 +1,146 @@
 """Pictures from a checkpoint: compose, validate, load, sample, write."""
 
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
-from jaxtyping import UInt8
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from PIL.PngImagePlugin import PngInfo
-from rich.progress import Progress
-from torch import Tensor
 
 from rfdit.command_line import explain_errors
-from rfdit.config import CONFIG_DIR, build, build_network, register, validate
-from rfdit.grid import captioned_grid, to_pil
-from rfdit.network import Network
+from rfdit.config import CONFIG_DIR, build, register, validate
+from rfdit.frozen import weights_digest
 from rfdit.sampler import Pipeline
-from rfdit.training.checkpoint import SavedRun, find_checkpoint, newest_run, read_checkpoint
+from rfdit.sampling.classes import captions, class_names, read_labels
+from rfdit.sampling.load import load_pipeline, open_checkpoint, with_scales
+from rfdit.sampling.output import Job
+from rfdit.sampling.place import Place
+from rfdit.sampling.produce import produce
+from rfdit.sampling.request import Asked, read_prompts
+from rfdit.training.checkpoint import SavedRun
+from rfdit.training.local_ranks import LocalRanks
 from rfdit.training.run_folder import environment
-from rfdit.training.trainer import pick_device, pick_precision
+
+# What says where and by whom pictures are made, and changes none of them.
+ELSEWHERE = {"out", "devices"}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to make: one entry per picture."""
-
-    inputs: Sequence[str] | Sequence[int]
-    captions: Sequence[str]
-
-
-def open_checkpoint(ckpt: str | None) -> SavedRun:
-    """The checkpoint that `ckpt` names; raises ValueError with what to write if it is not given."""
-    if ckpt is None:
-        newest = newest_run(Path("outputs"))
-        hint = f"; the newest run here is ckpt={newest}" if newest else ""
-        raise ValueError(f"ckpt is not set; give ckpt=RUN_FOLDER or a .ckpt file{hint}")
-    return read_checkpoint(find_checkpoint(ckpt))
-
-
-def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Network:
-    """The saved network with its raw weights, or those of the average of a name."""
-    state = saved.weights(weights)
-    network = build_network(config)
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
-
-
-def load_pipeline(saved: SavedRun, config: dict[str, Any]) -> Pipeline:
-    """The pipeline that `sample.yaml` asks for, around the saved network."""
-    trained = json.loads(json.dumps(saved.config))  # a copy: the encoders' places may change below
-    for encoder in ("autoencoder", "text_encoder"):
-        if config[encoder]["source"] is not None:
-            trained[encoder]["source"] = config[encoder]["source"]
-    if "encoder" in trained["conditioner"]:
-        trained["conditioner"]["encoder"] = trained["text_encoder"]
-    device = pick_device(config["accelerator"], "accelerator")
-    size = trained["model"]["input_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return Pipeline(
-        network=load_network(saved, trained, config["weights"]).to(device),
-        autoencoder=build(trained["autoencoder"]),
-        sampler=build(config["sampler"]),
-        latent_shape=(trained["model"]["in_channels"], height, width),
-        device=device,
-        bf16=pick_precision(config["precision"], device, "precision") == "bf16-mixed",
-        batch_size=config["batch_size"],
-    )
-
-
-def read_request(config: dict[str, Any]) -> Request | None:
-    """Prompts inline, from a text file with one per line, or class labels; None if there are none."""
-    prompts, labels, count = config["prompts"], config["labels"], config["count"]
+def read_asked(saved: SavedRun, config: dict[str, Any]) -> Asked | None:
+    """What to make, in words that the model knows; None if there are neither prompts nor labels."""
+    prompts, labels = config["prompts"], config["labels"]
     if prompts is not None and labels is not None:
         raise ValueError("prompts and labels are both set; give the one that the model was trained with")
-    if isinstance(prompts, str):
-        path = Path(prompts)
-        if not path.is_file():
-            raise ValueError(
-                f"prompts={prompts} is no file; for one prompt inline write 'prompts=[{prompts}]'"
-            )
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    if prompts is not None and not (isinstance(prompts, list) and prompts):
-        raise ValueError(f"prompts={prompts} names no prompt; give a list, or a text file with one per line")
-    if count < 1:
-        raise ValueError(f"count={count} must be at least 1")
-    prompts = prompts and [str(prompt) for prompt in prompts]
-    inputs = [item for item in prompts or labels or [] for _ in range(count)]
-    return Request(inputs, [str(item) for item in inputs]) if inputs else None
-
-
-def check_inputs(saved: SavedRun, config: dict[str, Any]) -> None:
-    """Raises ValueError for prompts where the model knows labels, and the other way round."""
-    knows_labels = "num_classes" in saved.config["conditioner"]
-    if knows_labels and (config["prompts"] is not None or config["negative"] is not None):
+    conditioner = saved.config["conditioner"]
+    if "num_classes" in conditioner and (prompts is not None or config["negative"] is not None):
         raise ValueError(f"ckpt={saved.path} was trained on class labels; give labels=[0,1] and no prompts")
-    if not knows_labels and config["labels"] is not None:
+    if "num_classes" not in conditioner and labels is not None:
         raise ValueError(f"ckpt={saved.path} was trained on captions; give 'prompts=[...]' and no labels")
+    inputs: list[str] | list[int]
+    if prompts is not None:
+        inputs = shown = read_prompts(prompts)
+    elif labels is not None:
+        names = class_names(saved.config, config["class_names"])
+        inputs = read_labels(labels, num_classes=conditioner["num_classes"], names=names)
+        shown = captions(inputs, names)
+    else:
+        return None
+    same = ("seed", "first_key", "count", "total", "seeds", "scales", "matrix", "columns")
+    return Asked(inputs=inputs, captions=shown, **{name: config[name] for name in same})
 
 
-def write_pictures(
-    folder: Path, images: UInt8[Tensor, "n 3 H W"], request: Request, settings: dict[str, Any]
-) -> None:
-    """Single PNGs, grid.png and samples.json; every PNG holds what is needed to make it again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for i, (image, given) in enumerate(zip(images, request.inputs)):
-        entry = {"file": f"{i:05d}.png", "input": given, "key": settings["config"]["first_key"] + i}
-        info = PngInfo()
-        info.add_itxt("prompt", str(given))
-        info.add_itxt("rfdit", json.dumps(settings | entry))
-        to_pil(image).save(folder / f"{i:05d}.png", pnginfo=info)
-        entries.append(entry)
-    (folder / "samples.json").write_text(json.dumps(settings | {"samples": entries}, indent=2) + "\n")
-    captioned_grid(images, request.captions, columns=settings["config"]["columns"]).save(folder / "grid.png")
+def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
+    """One call of `sample.py`; returns the folder of the pictures.
 
-
-def sample(cfg: DictConfig) -> Path | None:
-    """One call of `sample.py`; returns the folder of the pictures."""
+    command: starts another process of it, to which `out=FOLDER` is added.
+    """
     config = validate(cfg)
-    request = read_request(config)
-    evaluation = build(config["eval"]) if config["eval"] else None
-    if request is None and evaluation is None:
+    if config["prompts"] is None and config["labels"] is None and not config["eval"]:
         raise ValueError(
             "prompts is not set; give 'prompts=[a red circle, a blue star]', prompts=FILE, labels=[0,1], or eval=..."
         )
+    if config["devices"] < 1:
+        raise ValueError(f"devices={config['devices']} must be at least 1")
     saved = open_checkpoint(config["ckpt"])
-    check_inputs(saved, config)
-    pipeline = load_pipeline(saved, config)
-    folder = None
-    if request is not None:
-        folder = Path(config["out"] or _default_folder(saved.path))
-        with Progress() as progress:
-            task = progress.add_task("sampling", total=len(request.inputs))
-            images = pipeline(
-                request.inputs,
-                seed=config["seed"],
-                first_key=config["first_key"],
-                negative=config["negative"],
-                on_batch=lambda done: progress.update(task, completed=done),
-            )
-        settings = {"checkpoint": str(saved.path), "step": saved.step, "config": config}
-        write_pictures(folder, images, request, settings | {"environment": environment()})
-        print(f"{len(images)} pictures in {folder}, together in {folder / 'grid.png'}", flush=True)
-    if evaluation is not None:
-        values = evaluation(pipeline, seed=config["seed"])
-        print(f"{evaluation.name}: " + " ".join(f"{k}={v:.2f}" for k, v in values.items()), flush=True)
-    return folder
+    asked = read_asked(saved, config)
+    folder = Path(config["out"] or _default_folder(saved.path))
+    command = [*command, "out='" + str(folder).replace("'", r"\'") + "'"]
+    try:
+        with LocalRanks(command=command, count=config["devices"]) as ranks:
+            place = Place.here(config["devices"])
+            pipeline = load_pipeline(saved, config, place)
+            if asked is not None:
+                job = _describe(config, saved, asked, folder, pipeline)
+                _make(job, config, pipeline, ranks, place)
+            if config["eval"] and place.rank == 0:
+                _evaluate(config, pipeline)
+    except KeyboardInterrupt:
+        print(f"stopped; what is finished is in {folder}", flush=True)
+        raise SystemExit(130) from None
+    return None if asked is None else folder
+
+
+def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Path, pipeline: Pipeline) -> Job:
+    """What is to be made, with all that the pictures depend on."""
+    use = build(config["use"])
+    inputs = json.dumps(list(asked.inputs)).encode()
+    settings = {
+        "checkpoint": str(saved.path),
+        "step": saved.step,
+        "weights_sha256": weights_digest(pipeline.network),
+        "inputs_sha256": hashlib.sha256(inputs).hexdigest(),
+        "image_size": list(pipeline.image_size),
+        "arithmetic": f"{pipeline.device.type} {'bf16' if pipeline.bf16 else 'fp32'}",
+        "config": {name: value for name, value in config.items() if name not in ELSEWHERE},
+    }
+    return Job(
+        folder=folder,
+        request=use.request(asked),
+        use=use,
+        settings=settings,
+        batch_size=pipeline.batch_size,
+    )
+
+
+def _make(job: Job, config: dict[str, Any], pipeline: Pipeline, ranks: LocalRanks, place: Place) -> None:
+    """Makes a job's pictures, in all processes together; the first one says where they are."""
+    output = build(config["output"])
+    pipelines = with_scales(pipeline, config["sampler"], config["scales"])
+    if place.rank == 0:
+        output.open(job)
+        with (job.folder / "environment.jsonl").open("a") as file:
+            file.write(json.dumps(environment()) + "\n")
+    ranks.start()
+    inputs = [picture.given for picture in job.request.pictures]
+    conditions = pipeline.conditions(inputs, negative=config["negative"])
+    with place.together():
+        written = produce(job, output, pipelines, conditions, place)
+    if written is not None:
+        print(written, flush=True)
+
+
+def _evaluate(config: dict[str, Any], pipeline: Pipeline) -> None:
+    evaluation = build(config["eval"])
+    values = evaluation(pipeline, seed=config["seed"])
+    print(f"{evaluation.name}: " + " ".join(f"{k}={v:.2f}" for k, v in values.items()), flush=True)
+
+
+def rank_command() -> list[str]:
+    """What starts another process of the Hydra job that runs now, with its own settings."""
+    job = HydraConfig.get()
+    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    return [
+        *(sys.executable, "-m", "rfdit.sample", "--config-name", str(job.job.config_name)),
+        *(argument for folder in folders for argument in ("--config-dir", folder)),
+        *(override for override in job.overrides.task if not override.startswith("out=")),
+        "hydra.mode=RUN",
+    ]
 
 
 def _default_folder(checkpoint: Path) -> Path:
@@ -164,7 +154,7 @@ def _main(cfg: DictConfig) -> None:
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with explain_errors("sample", ValueError, OSError):
-        sample(cfg)
+        sample(cfg, rank_command())
 
 
 def main() -> None:

@@ -17,7 +17,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each part may import from the layers before its own, and from itself; not from its layer's others.
 LAYERS = [
     ["batch"],
-    ["flow", "randomness", "images", "precision", "frozen", "grid", "hub", "protocols", "resolvers"],
+    [
+        "flow",
+        "randomness",
+        "images",
+        "precision",
+        "frozen",
+        "grid",
+        "hub",
+        "protocols",
+        "resolvers",
+        "sample_schema",
+    ],
     ["model", "objective", "autoencoder", "text_encoder", "data", "conditioning"],
     ["network"],
     ["sampler", "ema"],
@@ -25,7 +36,7 @@ LAYERS = [
     ["training"],
     ["callbacks"],
     ["config"],
-    ["command_line"],
+    ["command_line", "sampling"],
     ["train", "sample", "plan", "pack", "encode", "index"],
     ["posthoc"],
 ]
@@ -41,7 +52,7 @@ ALLOWED = {
     "omegaconf": ["config", *SCRIPTS],
     "diffusers": ["autoencoder"],
     "open_clip": ["text_encoder"],
-    "webdataset": ["data"],
+    "webdataset": ["data", "sampling"],
     "torchmetrics": ["eval", "callbacks"],
     "torchdiffeq": ["sampler"],
 }

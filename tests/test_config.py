@@ -21,6 +21,8 @@ NEEDS = {
     "data=latents": ["data.shards=x.tar"],
     "data=imagenet": ["data.shards=x"],
     "data=imagenet_wds": ["data.shards=x.tar"],
+    "use=image_to_image": ["use.image=x.png"],
+    "use=inpaint": ["use.image=x.png", "use.mask=x.png"],
     "conditioner=labels": ["model=dit"],
 }
 
@@ -37,7 +39,7 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     choice = f"{group}={option}"
     # Resolutions that every autoencoder divides.
     sizes = ["data.resolution=256"] if group == "autoencoder" else []
-    script = "sample" if group == "eval" else "train"
+    script = "sample" if group in ("eval", "use", "output") else "train"
     config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
     # Some groups are settings of another.
     node = {

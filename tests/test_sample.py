@@ -1,5 +1,6 @@
 """Pictures from a checkpoint, as a user asks for them."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from rfdit.config import build
-from rfdit.sample import load_network
+from rfdit.grid import MARGIN
+from rfdit.sampling.load import load_network
 from rfdit.training.checkpoint import read_checkpoint
 from tests.command_line import CommandLine
 
@@ -31,12 +33,13 @@ def test_writes_pictures_grid_and_record(cli: CommandLine, run: Path) -> None:
     printed = cli.sample("ckpt=run", f"prompts=[{','.join(PROMPTS)}]", "out=out", "count=2", "seed=7")
     assert "6 pictures in out, together in out/grid.png" in printed
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        *(f"{i:05d}.png" for i in range(6)), "grid.png", "samples.json",
+        *(f"{i:05d}.png" for i in range(6)), "environment.jsonl", "grid.png", "samples.json",
     ]  # fmt: skip
     record = json.loads(Path("out/samples.json").read_text())
     assert [entry["input"] for entry in record["samples"]] == [p for p in PROMPTS for _ in range(2)]
     assert record["config"]["seed"] == 7
     assert record["step"] == 20
+    assert "versions" in json.loads(Path("out/environment.jsonl").read_text())
     inside = Image.open("out/00005.png")
     assert inside.size == (32, 32)
     assert inside.text["prompt"] == PROMPTS[2]  # type: ignore[attr-defined]
@@ -97,6 +100,108 @@ def test_negative_prompt(cli: CommandLine, run: Path) -> None:
     cli.sample(*base, "out=plain")
     cli.sample(*base, "negative=a large blue star", "out=negative")
     assert not np.array_equal(pictures(Path("plain")), pictures(Path("negative")))
+
+
+def test_a_matrix_is_a_labelled_table(cli: CommandLine, run: Path) -> None:
+    matrix = ["prompts=[a red circle, a blue star]", "seeds=[0,4]", "scales=[1,5]"]
+    cli.sample("ckpt=run", *matrix, "out=matrix")
+    table = pictures(Path("matrix"))
+    record = json.loads(Path("matrix/samples.json").read_text())
+    assert [(s["input"], s["seed"], s["scale"]) for s in record["samples"]] == list(
+        itertools.product(["a red circle", "a blue star"], [0, 4], [1, 5])
+    )
+    # Each is the picture that prompt, seed and scale make alone.
+    cli.sample("ckpt=run", "prompts=[a blue star]", "seed=4", "guidance.scale=5", "out=one")
+    assert abs(table[7].astype(int) - pictures(Path("one"))[0]).max() <= 1
+    sheet = np.asarray(Image.open("matrix/grid.png"))
+    shown = Image.fromarray(table[7]).resize((128, 128), Image.Resampling.NEAREST)
+    assert np.array_equal(sheet[-128 - MARGIN : -MARGIN, -128 - MARGIN : -MARGIN], shown)
+
+
+def test_one_scale_each(cli: CommandLine, run: Path) -> None:
+    base = ["ckpt=run", "prompts=[a red circle, a blue star]", "matrix=false"]
+    cli.sample(*base, "scales=[1,5]", "out=out")
+    assert [s["scale"] for s in json.loads(Path("out/samples.json").read_text())["samples"]] == [1, 5]
+    assert cli.error("sample", *base, "scales=[1,2,3]").startswith("scales has 3 entries for 2 prompts")
+
+
+def test_scales_need_a_guidance_that_has_one(cli: CommandLine, run: Path) -> None:
+    message = cli.error("sample", "ckpt=run", "prompts=[a]", "scales=[1,2]", "guidance=none")
+    assert message == (
+        "scales=[1.0, 2.0] needs a guidance with a scale, and NoGuidance has none; use guidance=cfg"
+    )
+
+
+def test_another_resolution(cli: CommandLine, run: Path) -> None:
+    for given, shape in (("[24,40]", (24, 40)), ("16", (16, 16))):
+        cli.sample("ckpt=run", "prompts=[a red circle]", f"resolution={given}", f"out=r{shape[0]}")
+        assert pictures(Path(f"r{shape[0]}")).shape == (1, *shape, 3)
+    assert cli.error("sample", "ckpt=run", "prompts=[a]", "resolution=[30,32]") == (
+        "resolution=[30, 32] is no multiple of 4 (autoencoder.downsampling=1 times model.patch_size=4); "
+        "the nearest that is one is [32, 32]"
+    )
+    assert "is no size" in cli.error("sample", "ckpt=run", "prompts=[a]", "resolution=[32]")
+
+
+def test_learned_positions_know_one_resolution(cli: CommandLine) -> None:
+    cli.train("run_dir=learned", "model.positions=learned")
+    message = cli.error("sample", "ckpt=learned", "prompts=[a]", "resolution=64")
+    assert message == (
+        "resolution=[64, 64]: the model was trained with model.positions=learned, which know [32, 32] alone"
+    )
+
+
+def test_decoding_in_slices_changes_nothing(cli: CommandLine, run: Path) -> None:
+    for size in ("null", "1"):
+        cli.sample("ckpt=run", f"prompts=[{','.join(PROMPTS)}]", f"decode_batch={size}", f"out=d{size}")
+    assert np.array_equal(pictures(Path("dnull")), pictures(Path("d1")))
+    assert "decode_batch=0 must be at least 1" in cli.error(
+        "sample", "ckpt=run", "prompts=[a]", "decode_batch=0"
+    )
+
+
+@pytest.mark.slow
+def test_compiled_blocks_make_the_same_pictures(cli: CommandLine, run: Path) -> None:
+    for compiled in ("false", "true"):
+        cli.sample(
+            "ckpt=run", "prompts=[a red circle]", f"compile={compiled}", f"out=c-{compiled}", "precision=fp32"
+        )
+    assert abs(pictures(Path("c-true")).astype(int) - pictures(Path("c-false"))).max() <= 1
+
+
+class TestClasses:
+    """A model of nine classes, whose names stand in a file."""
+
+    NAMES = ("smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols", "flags")
+
+    @pytest.fixture
+    def run(self, cli: CommandLine, emoji_shard: Path) -> str:
+        Path("names.json").write_text(json.dumps(self.NAMES))
+        cli.train(
+            "run_dir=run", "model=dit", "data=imagenet_wds", f"data.shards={emoji_shard}", "data.resolution=16",
+            "data.decoder.label_key=json.label", "data.decoder.names=names.json", "conditioner=labels",
+            "conditioner.num_classes=9",
+        )  # fmt: skip
+        return "ckpt=run"
+
+    def test_by_number_and_by_name(self, cli: CommandLine, run: str) -> None:
+        cli.sample(run, "labels=[3,flags,Animals]", "out=out")
+        record = json.loads(Path("out/samples.json").read_text())
+        assert [s["input"] for s in record["samples"]] == [3, 8, 2]
+        assert [s["caption"] for s in record["samples"]] == ["3: food", "8: flags", "2: animals"]
+
+    def test_all_of_them_evenly(self, cli: CommandLine, run: str) -> None:
+        cli.sample(run, "labels=all", "total=20", "out=out", "output=npz")
+        labels = np.load("out/samples.npz")["arr_1"]
+        assert set(np.bincount(labels)) == {2, 3}
+        assert len(labels) == 20
+
+    def test_a_class_that_is_none(self, cli: CommandLine, run: str) -> None:
+        assert cli.error("sample", run, "labels=[flag]") == (
+            "labels: flag is no class of this model; did you mean flags?"
+        )
+        Path("names.json").unlink()
+        assert "give class_names=FILE" in cli.error("sample", run, "labels=[flags]")
 
 
 def test_evaluation_prints_one_line(cli: CommandLine, run: Path) -> None:

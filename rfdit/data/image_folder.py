@@ -53,7 +53,7 @@ class ImageFolder:
         no image that passes the filters.
         """
         root = self._root(shards)
-        folders = _class_folders(root)
+        folders = class_folders(root)
         if not folders:
             raise ValueError(
                 f"data.shards: {root} has no class folders; ImageFolder reads root/CLASS/*.jpg, one class a folder"
@@ -172,7 +172,8 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", errors="backslashreplace")
 
 
-def _class_folders(root: str) -> list[bytes]:
+def class_folders(root: str) -> list[bytes]:
+    """The folders directly below the root, in the order of their class numbers."""
     with os.scandir(os.fsencode(root)) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(b".") and entry.is_dir())
 

@@ -1,0 +1,179 @@
+"""Tens of thousands of pictures: in shards or one array, on several devices, killed and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from tests.command_line import CommandLine
+from tests.test_kill import ROOT, environment
+
+PROMPTS = "prompts=[a small red circle,a large blue star,a large green square]"
+
+
+@pytest.fixture
+def run(cli: CommandLine) -> str:
+    cli.train("run_dir=run", "trainer.max_steps=20", "schedule.warmup_steps=0", "optimizer.lr=1e-2")
+    return "ckpt=run"
+
+
+def files(folder: str) -> dict[str, bytes]:
+    """What must not depend on processes, kills and clocks: all but the report of each start."""
+    found = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.name != "environment.jsonl"}
+
+
+def plain(cli: CommandLine, *overrides: str) -> np.ndarray:
+    """The pictures as output=png has them."""
+    cli.sample(*overrides, "out=plain")
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(Path("plain").glob("0*.png"))])
+
+
+def test_shards_that_webdataset_reads(cli: CommandLine, run: str) -> None:
+    request = [run, PROMPTS, "count=4", "first_key=7", "batch_size=5"]
+    printed = cli.sample(*request, "output=tar", "output.pictures_per_shard=5", "out=out")
+    assert "12 pictures in 3 shards in out" in printed
+    shards = [f"out/0000{i}.tar" for i in range(3)]
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False))
+    assert [s["__key__"] for s in samples] == [f"{i:08d}" for i in range(12)]
+    assert samples[4]["txt"] == b"a large blue star"
+    assert json.loads(samples[4]["json"])["key"] == 11
+    images = np.stack([np.asarray(Image.open(BytesIO(s["png"]))) for s in samples])
+    assert np.array_equal(images, plain(cli, *request))
+    # They are data like any other.
+    cli.train(
+        "run_dir=next", "data=laion", "data.shards=out", "data.resolution=32", "data.filters.min_size=8"
+    )
+
+
+def test_an_array_that_adm_reads(cli: CommandLine, run: str) -> None:
+    request = [run, PROMPTS, "count=4", "batch_size=5"]
+    printed = cli.sample(*request, "output=npz", "output.pictures_per_part=5", "out=out")
+    assert "12 pictures in out/samples.npz" in printed
+    with np.load("out/samples.npz", allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"]
+        assert archive["arr_0"].dtype == np.uint8
+        assert np.array_equal(archive["arr_0"], plain(cli, *request))
+    assert not Path("out/parts").exists()
+    before = files("out")
+    cli.sample(*request, "output=npz", "output.pictures_per_part=5", "out=out")  # all there is done
+    assert files("out") == before
+
+
+def test_only_what_is_missing_is_made(cli: CommandLine, run: str) -> None:
+    request = [
+        run,
+        PROMPTS,
+        "count=4",
+        "batch_size=5",
+        "output=tar",
+        "output.pictures_per_shard=5",
+        "out=out",
+    ]
+    cli.sample(*request)
+    whole = files("out")
+    Path("out/00001.tar").unlink()
+    untouched = Path("out/00000.tar").stat().st_mtime_ns
+    Path("out/.00001.tar-abc.partial").write_bytes(b"what a killed run has left")
+    cli.sample(*request)
+    assert files("out") == whole
+    assert Path("out/00000.tar").stat().st_mtime_ns == untouched
+
+
+def test_other_pictures_are_not_mixed_in(cli: CommandLine, run: str) -> None:
+    request = [run, PROMPTS, "output=tar", "out=out"]
+    cli.sample(*request)
+    message = cli.error("sample", *request, "seed=1", "sampler.steps=3")
+    assert message.startswith(
+        "out=out holds pictures that were made otherwise: config.sampler.steps=2 (now 3), "
+    )
+    assert "config.seed=0 (now 1)" in message
+
+
+def test_another_launcher_must_start_as_many(
+    cli: CommandLine, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    message = cli.error("sample", run, PROMPTS, "devices=2")
+    assert message.startswith("devices=2, and another launcher has started 1 process(es) of this")
+    assert cli.error("sample", run, PROMPTS, "devices=0") == "devices=0 must be at least 1"
+
+
+def start(cwd: Path, *overrides: str, threads: str = "1") -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "sample.py"), "accelerator=cpu", *overrides],
+        cwd=cwd, env=environment(cwd / "cache") | {"OMP_NUM_THREADS": threads}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    try:
+        output = process.communicate(timeout=180)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_makes_the_same_files(cli: CommandLine, run: str, tmp_path: Path) -> None:
+    outputs = {
+        "png": [
+            "prompts=[a small red circle,a large blue star]",
+            "seeds=[0,1,2]",
+            "scales=[1,3]",
+            "batch_size=2",
+        ],
+        "npz": [PROMPTS, "count=7", "batch_size=4", "output=npz", "output.pictures_per_part=6"],
+    }
+    for name, request in outputs.items():
+        for devices in (1, 2, 3):
+            request_ = [run, *request, "sampler.steps=4", f"devices={devices}", f"out={name}{devices}"]
+            finish(start(tmp_path, *request_))
+        one = files(f"{name}1")
+        assert len(one) > (12 if name == "png" else 1)
+        assert files(f"{name}2") == one
+        assert files(f"{name}3") == one
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once(cli: CommandLine, run: str, tmp_path: Path) -> None:
+    process = start(tmp_path, run, PROMPTS, "devices=2", "out=/proc/nowhere")
+    assert process.communicate(timeout=120)[0].count("error: ") == 1
+    assert process.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_2000_resumes_to_the_same_set(cli: CommandLine, run: str, tmp_path: Path) -> None:
+    request = [
+        run, PROMPTS, "total=2000", "batch_size=50", "sampler.steps=2", "precision=fp32",
+        "output=npz", "output.pictures_per_part=100",
+    ]  # fmt: skip
+    finish(start(tmp_path, *request, "out=whole"))
+    killed = start(tmp_path, *request, "out=killed")
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(Path("killed/parts").glob("*.npy"))) < 7 and killed.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate(timeout=30)
+    done = len(list(Path("killed/parts").glob("*.npy")))
+    assert 7 <= done < 20
+    assert not Path("killed/samples.npz").exists()
+    finish(start(tmp_path, *request, "out=killed"))
+    assert files("killed") == files("whole")
+    with np.load("killed/samples.npz") as archive:
+        assert archive["arr_0"].shape == (2000, 32, 32, 3)
