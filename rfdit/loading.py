@@ -7,12 +7,15 @@ from typing import Any
 
 from PIL import Image
 
+from rfdit.config import build
 from rfdit.grid import to_pil
 from rfdit.hub import hub_is_reachable
 from rfdit.interchange.folder import CONFIG, WEIGHTS, check_targets, is_folder, read_folder, travelling
 from rfdit.sample import load_pipeline
-from rfdit.sampler import ClassifierFree, Pipeline, Sampler, Solver
+from rfdit.sampler import Pipeline, Sampler, Solver
 from rfdit.training.checkpoint import SavedRun, find_checkpoint, read_checkpoint
+
+CFG = "rfdit.sampler.ClassifierFree"  # where a run had no guidance of its own
 
 
 class Model:
@@ -46,17 +49,23 @@ class Model:
         """
         wanted: Any = [inputs] if isinstance(inputs, str | int) else list(inputs)
         self._check(wanted, negative)
-        usual = self.pipeline.sampler
         pipeline = copy.copy(self.pipeline)
-        pipeline.sampler = Sampler(
-            solver=usual.solver if solver is None else solver,
-            guidance=usual.guidance if guidance_scale is None else ClassifierFree(scale=guidance_scale),
-            steps=usual.steps if steps is None else steps,
-            shift=usual.shift if shift is None else shift,
-        )
+        pipeline.sampler = self._sampler(steps=steps, shift=shift, guidance_scale=guidance_scale)
+        if solver is not None:
+            pipeline.sampler.solver = solver
         return [
             to_pil(image) for image in pipeline(wanted, seed=seed, first_key=first_key, negative=negative)
         ]
+
+    def _sampler(self, *, steps: int | None, shift: float | None, guidance_scale: float | None) -> Sampler:
+        """The run's own, with other settings where they are given."""
+        node = dict(self.saved.config["sampler"])
+        node |= {name: x for name, x in (("steps", steps), ("shift", shift)) if x is not None}
+        if guidance_scale is not None:
+            scaled = node["guidance"] if "scale" in node["guidance"] else {"_target_": CFG}
+            node["guidance"] = scaled | {"scale": guidance_scale}
+        sampler: Sampler = build(node)
+        return sampler
 
     def _check(self, inputs: Sequence[str | int], negative: str | None) -> None:
         if not inputs:

@@ -50,6 +50,10 @@ def write_diffusers_folder(out: Path, saved: SavedRun, weights: str) -> None:
     state = saved.weights(weights)
     with torch.device("meta"):
         backbone = build(saved.config["model"])
+    if not isinstance(backbone, DiT | MMDiT):
+        raise ValueError(
+            f"format=diffusers knows model=dit and model=mmdit, not {type(backbone).__name__}; use format=safetensors"
+        )
     transformer = as_diffusers(backbone, state)
     autoencoder = _autoencoder(saved.config["autoencoder"])
     out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 import rfdit
 from rfdit.batch import Condition
 from rfdit.config import build
-from rfdit.interchange.diffusers_folder import as_diffusers
+from rfdit.interchange.diffusers_folder import as_diffusers, write_diffusers_folder
 from rfdit.model import MMDiT
 from rfdit.randomness import SampleGenerator
 from rfdit.sample import load_network
@@ -231,3 +232,12 @@ def test_what_diffusers_cannot_be(
     saved = checkpoint(*overrides)
     assert said in cli.error("export", f"ckpt={saved.path}", "format=diffusers", "out=out")
     assert not Path("out").exists()
+
+
+def test_another_backbone_is_refused(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    saved = checkpoint()
+    other = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
+    with pytest.raises(ValueError, match="format=diffusers knows model=dit and model=mmdit, not Linear"):
+        write_diffusers_folder(
+            tmp_path / "out", replace(saved, config=saved.config | {"model": other}), "ema"
+        )

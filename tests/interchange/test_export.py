@@ -116,6 +116,13 @@ def test_raw_weights(cli: CommandLine, run: Path) -> None:
     )
 
 
+def test_guidance_where_the_run_had_none(checkpoint: MakeCheckpoint, run: Path) -> None:
+    path = checkpoint("guidance=none").path
+    plain, guided = (rfdit.load(source, accelerator="cpu") for source in (path, run))
+    assert np.array_equal(plain(PROMPTS[0], steps=2)[0], guided(PROMPTS[0], steps=2, guidance_scale=1)[0])
+    assert np.array_equal(plain(PROMPTS[0], steps=2, guidance_scale=3)[0], guided(PROMPTS[0], steps=2)[0])
+
+
 def test_labels(cli: CommandLine, checkpoint: MakeCheckpoint) -> None:
     run = checkpoint(*LABELS).path
     cli.export(f"ckpt={run}", "out=out")
