@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import rfdit.convert
+import rfdit.export
 import rfdit.posthoc
 import rfdit.sample
 import rfdit.train
@@ -27,7 +29,7 @@ FAST = [
 
 
 class CommandLine:
-    """`train(...)`, `sample(...)` and `posthoc(...)` with overrides; `error(...)` gives the sentence of a failure."""
+    """`train(...)`, `sample(...)` and so on with overrides; `error(...)` gives the sentence of a failure."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._patch, self._capsys = monkeypatch, capsys
@@ -46,6 +48,18 @@ class CommandLine:
         """What was printed."""
         self._patch.setattr(sys, "argv", ["posthoc", *overrides])
         rfdit.posthoc.main()
+        return self._capsys.readouterr().out
+
+    def export(self, *overrides: str) -> str:
+        """What was printed."""
+        self._patch.setattr(sys, "argv", ["export", *overrides])
+        rfdit.export.main()
+        return self._capsys.readouterr().out
+
+    def convert(self, *overrides: str) -> str:
+        """What was printed."""
+        self._patch.setattr(sys, "argv", ["convert", *overrides])
+        rfdit.convert.main()
         return self._capsys.readouterr().out
 
     def error(self, script: str, *overrides: str) -> str:

@@ -19,6 +19,7 @@ class DiT(nn.Module):
     pooled_width: width of `cond.pooled`; None if it has the model's width and is added as it is,
         as label embeddings are.
     recompute: activation checkpointing, less memory for more time; see `recomputed`.
+    time_scale: of the time embedding; others' checkpoints may have been trained with 1 (rfdit.convert).
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
     Raises ValueError if the patch does not divide the latent or the heads the width.
     """
@@ -39,6 +40,7 @@ class DiT(nn.Module):
         attention: Attention | None = None,
         recompute: Recompute = "none",
         base_width: int | None = None,
+        time_scale: float = 1000.0,
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
@@ -46,7 +48,7 @@ class DiT(nn.Module):
         grid = token_grid(input_size, patch_size)
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
         self.positions = PositionEmbedding(grid=grid, width=width, kind=positions)
-        self.time = TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, scale=time_scale)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
         self.modulation = ModulationTable(width=width, counts=[6] * depth + [2])
         self.blocks = nn.ModuleList(

@@ -107,16 +107,17 @@ class TimeEmbedding(nn.Module):
     """Time in [0, 1] to a vector: the sinusoid of 1000 t, then a two-layer SiLU MLP (DiT, sec. 3.2).
 
     Always float32: neighbouring times differ by less than bf16 resolves.
+    scale: in place of 1000.
     """
 
-    def __init__(self, *, width: int, frequencies: int = 256) -> None:
+    def __init__(self, *, width: int, frequencies: int = 256, scale: float = 1000.0) -> None:
         super().__init__()
-        self.frequencies = frequencies
+        self.frequencies, self.scale = frequencies, scale
         self.hidden = nn.Linear(frequencies, width)
         self.out = nn.Linear(width, width)
 
     def forward(self, t: Time) -> Float[Tensor, "b d"]:
         # Meta tensors, on which costs are counted, have no autocast to switch off.
         with nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False):
-            emb = sinusoid(1000 * t, self.frequencies).to(self.hidden.weight.dtype)
+            emb = sinusoid(self.scale * t, self.frequencies).to(self.hidden.weight.dtype)
             return self.out(F.silu(self.hidden(emb)))

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from rfdit.batch import Condition
 from rfdit.conditioning import LabelConditioner
+from rfdit.interchange.diffusers_names import dit_stacks
+from rfdit.interchange.naming import shapes_of, to_ours
 from rfdit.model import DiT
+from rfdit.network import Network
 
 Randomise = Callable[[nn.Module], nn.Module]
 CPU = torch.device("cpu")
@@ -47,33 +50,17 @@ def as_ours(network: DiTTransformer2DModel) -> DiTTransformer2DModel:
     return network
 
 
-def copy_linear(ours: nn.Linear, *theirs: nn.Module) -> None:
-    """One linear layer from one or several, stacked; a convolution's kernel is flattened."""
-    ours.weight.copy_(torch.cat([layer.weight.flatten(1) for layer in theirs]))
-    ours.bias.copy_(torch.cat([layer.bias for layer in theirs]))
-
-
-@torch.no_grad()
 def copied(theirs: DiTTransformer2DModel) -> tuple[DiT, LabelConditioner]:
-    """Our network with the reference's weights: where each of them lives, on both sides."""
-    ours = DiT(
+    """Our network with the reference's weights."""
+    dit = DiT(
         width=WIDTH, depth=DEPTH, num_heads=HEADS, patch_size=PATCH, in_channels=CHANNELS, input_size=SIZE
     )
     labels = LabelConditioner(num_classes=CLASSES, width=WIDTH)
-    embedding = theirs.transformer_blocks[0].norm1.emb
-    copy_linear(ours.patches.proj, theirs.pos_embed.proj)
-    copy_linear(ours.time.hidden, embedding.timestep_embedder.linear_1)
-    copy_linear(ours.time.out, embedding.timestep_embedder.linear_2)
-    labels.table.weight.copy_(embedding.class_embedder.embedding_table.weight)
-    for block, other in zip(ours.blocks, theirs.transformer_blocks):
-        copy_linear(block.x.qkv, other.attn1.to_q, other.attn1.to_k, other.attn1.to_v)
-        copy_linear(block.x.proj, other.attn1.to_out[0])
-        copy_linear(block.x.mlp_in, other.ff.net[0].proj)
-        copy_linear(block.x.mlp_out, other.ff.net[2])
-    modulations = [block.norm1.linear for block in theirs.transformer_blocks]
-    copy_linear(ours.modulation.linear, *modulations, theirs.proj_out_1)
-    copy_linear(ours.final.linear, theirs.proj_out_2)
-    return ours, labels
+    network = Network(backbone=dit, conditioner=labels)
+    state = to_ours(dit_stacks(DEPTH), theirs.state_dict(), shapes_of(network.state_dict()))
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["backbone.positions.table"], [])
+    return dit, labels
 
 
 Z = torch.randn(3, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(2))

@@ -15,6 +15,8 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from rfdit.batch import Condition
+from rfdit.interchange.diffusers_names import mmdit_stacks, pooled_stacks
+from rfdit.interchange.naming import shapes_of, to_ours
 from rfdit.model import MMDiT
 
 Randomise = Callable[[nn.Module], nn.Module]
@@ -45,46 +47,8 @@ def with_linear_pooled(network: nn.Module, randomise: Randomise) -> nn.Module:
     return network
 
 
-def copy_linear(ours: nn.Linear, *theirs: nn.Module) -> None:
-    """One linear layer from one or several, stacked; a convolution's kernel is flattened."""
-    ours.weight.copy_(torch.cat([layer.weight.flatten(1) for layer in theirs]))
-    ours.bias.copy_(torch.cat([layer.bias for layer in theirs]))
-
-
-def scale_shift_swapped(theirs: nn.Linear) -> nn.Linear:
-    """(scale, shift) rows as (shift, scale)."""
-    swapped = nn.Linear(theirs.in_features, theirs.out_features)
-    swapped.weight.copy_(theirs.weight.roll(WIDTH, 0))
-    swapped.bias.copy_(theirs.bias.roll(WIDTH, 0))
-    return swapped
-
-
-def copy_image_stream(ours: nn.Module, theirs: nn.Module) -> None:
-    attention = theirs.attn
-    copy_linear(ours.qkv, attention.to_q, attention.to_k, attention.to_v)
-    copy_linear(ours.proj, attention.to_out[0])
-    copy_linear(ours.mlp_in, theirs.ff.net[0].proj)
-    copy_linear(ours.mlp_out, theirs.ff.net[2])
-    if attention.norm_q is not None:
-        ours.q_norm.weight.copy_(attention.norm_q.weight)
-        ours.k_norm.weight.copy_(attention.norm_k.weight)
-
-
-def copy_caption_stream(ours: nn.Module, theirs: nn.Module, *, last: bool) -> None:
-    attention = theirs.attn
-    copy_linear(ours.qkv, attention.add_q_proj, attention.add_k_proj, attention.add_v_proj)
-    if attention.norm_added_q is not None:
-        ours.q_norm.weight.copy_(attention.norm_added_q.weight)
-        ours.k_norm.weight.copy_(attention.norm_added_k.weight)
-    if not last:
-        copy_linear(ours.proj, attention.to_add_out)
-        copy_linear(ours.mlp_in, theirs.ff_context.net[0].proj)
-        copy_linear(ours.mlp_out, theirs.ff_context.net[2])
-
-
-@torch.no_grad()
 def copied(theirs: nn.Module, *, qk_norm: bool = True) -> MMDiT:
-    """Our network with the reference's weights: where each of them lives, on both sides."""
+    """Our network with the reference's weights; the pooled caption's too, where it has a linear layer."""
     ours = MMDiT(
         width=WIDTH,
         depth=DEPTH,
@@ -96,24 +60,13 @@ def copied(theirs: nn.Module, *, qk_norm: bool = True) -> MMDiT:
         token_width=TOKEN,
         qk_norm=qk_norm,
     )
-    copy_linear(ours.patches.proj, theirs.pos_embed.proj)
-    copy_linear(ours.captions, theirs.context_embedder)
-    copy_linear(ours.time.hidden, theirs.time_text_embed.timestep_embedder.linear_1)
-    copy_linear(ours.time.out, theirs.time_text_embed.timestep_embedder.linear_2)
-    if isinstance(theirs.time_text_embed.text_embedder, nn.Linear):
-        copy_linear(ours.pooled, theirs.time_text_embed.text_embedder)
-    *others, last = theirs.transformer_blocks
-    for block, other in zip(ours.blocks, theirs.transformer_blocks):
-        copy_image_stream(block.x, other)
-        copy_caption_stream(block.c, other, last=other is last)
-    copy_linear(
-        ours.modulation.linear,
-        *[block.norm1.linear for block in theirs.transformer_blocks],
-        *[block.norm1_context.linear for block in others],
-        scale_shift_swapped(last.norm1_context.linear),
-        scale_shift_swapped(theirs.norm_out.linear),
-    )
-    copy_linear(ours.final.linear, theirs.proj_out)
+    network = nn.ModuleDict({"backbone": ours})
+    is_linear = isinstance(theirs.time_text_embed.text_embedder, nn.Linear)
+    stacks = mmdit_stacks(DEPTH, qk_norm=qk_norm) + (pooled_stacks() if is_linear else [])
+    state = to_ours(stacks, theirs.state_dict(), shapes_of(network.state_dict()))
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    pooled = [] if is_linear else ["backbone.pooled.weight", "backbone.pooled.bias"]
+    assert (missing, unexpected) == (["backbone.positions.table", *pooled], [])
     return ours
 
 

@@ -1,0 +1,56 @@
+"""The model card that goes with exported weights."""
+
+from typing import Any
+
+from rfdit.training.checkpoint import SavedRun
+
+SETTINGS = ["width", "depth", "num_heads", "patch_size", "input_size", "qk_norm", "positions"]
+TRAINED = "Trained with rectified flow to predict velocity."
+
+
+def model_card(saved: SavedRun, weights: str, *, library: str, usage: str, origin: str = TRAINED) -> str:
+    """Markdown with the hub's header: what the model is and how it makes pictures.
+
+    library: the hub's name of what loads it. usage: Python that makes a picture. origin: a sentence.
+    """
+    captions = "num_classes" not in saved.config["conditioner"]
+    parameters = sum(tensor.numel() for tensor in saved.weights(weights).values())
+    rows = {
+        "network": _name(saved.config["model"]),
+        **{key: saved.config["model"][key] for key in SETTINGS if key in saved.config["model"]},
+        "conditioned on": _condition(saved.config),
+        "parameters": f"{parameters:,}",
+        "weights": f"{weights}, at step {saved.step}",
+        "latents": ", ".join(f"{key} {value}" for key, value in saved.latents.items()),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""---
+library_name: {library}
+tags: [{"text-to-image" if captions else "class-conditional"}, rectified-flow, diffusion-transformer, rfdit]
+---
+
+# {_name(saved.config["model"])}
+
+{origin} Written by rfdit, for which t = 0 is data, t = 1 is noise, z_t = (1 - t) data + t noise, and the
+velocity v = noise - data.
+
+| | |
+| --- | --- |
+{table}
+
+```python
+{usage}
+```
+
+Before this is published, its owner has to add: the licence, the training data, what it is for, and where it fails.
+"""
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _condition(config: dict[str, Any]) -> str:
+    if "num_classes" in config["conditioner"]:
+        return f"{config['conditioner']['num_classes']} class labels"
+    return f"captions ({_name(config['text_encoder'])})"

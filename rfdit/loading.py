@@ -1,0 +1,157 @@
+"""A trained model, ready to make pictures: `rfdit.load`."""
+
+import copy
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rfdit.config import build
+from rfdit.grid import to_pil
+from rfdit.hub import hub_is_reachable
+from rfdit.interchange.folder import CONFIG, WEIGHTS, check_targets, is_folder, read_folder, travelling
+from rfdit.sample import load_pipeline
+from rfdit.sampler import Pipeline, Sampler, Solver
+from rfdit.training.checkpoint import SavedRun, find_checkpoint, read_checkpoint
+
+CFG = "rfdit.sampler.ClassifierFree"  # where a run had no guidance of its own
+
+
+class Model:
+    """Pictures from captions or class labels.
+
+    saved: what was loaded. pipeline: what makes the pictures; its sampler has the settings with which
+    training looked at its own pictures, and a call's arguments stand in for them.
+    """
+
+    def __init__(self, *, saved: SavedRun, pipeline: Pipeline) -> None:
+        self.saved, self.pipeline = saved, pipeline
+        self.knows_labels = "num_classes" in saved.config["conditioner"]
+
+    def __call__(
+        self,
+        inputs: str | int | Sequence[str] | Sequence[int],
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        solver: Solver | None = None,
+        shift: float | None = None,
+        seed: int = 0,
+        first_key: int = 0,
+        negative: str | None = None,
+    ) -> list[Image.Image]:
+        """One picture per caption or label, of which one or several are given.
+
+        seed, first_key: picture i starts from the noise of (seed, first_key + i), as in sample.py.
+        The other arguments are those of `Sampler` and `Pipeline`.
+        Raises ValueError for captions where the model knows labels, and the other way round.
+        """
+        wanted: Any = [inputs] if isinstance(inputs, str | int) else list(inputs)
+        self._check(wanted, negative)
+        pipeline = copy.copy(self.pipeline)
+        pipeline.sampler = self._sampler(steps=steps, shift=shift, guidance_scale=guidance_scale)
+        if solver is not None:
+            pipeline.sampler.solver = solver
+        return [
+            to_pil(image) for image in pipeline(wanted, seed=seed, first_key=first_key, negative=negative)
+        ]
+
+    def _sampler(self, *, steps: int | None, shift: float | None, guidance_scale: float | None) -> Sampler:
+        """The run's own, with other settings where they are given."""
+        node = dict(self.saved.config["sampler"])
+        node |= {name: x for name, x in (("steps", steps), ("shift", shift)) if x is not None}
+        if guidance_scale is not None:
+            scaled = node["guidance"] if "scale" in node["guidance"] else {"_target_": CFG}
+            node["guidance"] = scaled | {"scale": guidance_scale}
+        sampler: Sampler = build(node)
+        return sampler
+
+    def _check(self, inputs: Sequence[str | int], negative: str | None) -> None:
+        if not inputs:
+            raise ValueError("inputs=[] names nothing; give a caption or a class label, or several")
+        kind, kinds = (int, "class labels") if self.knows_labels else (str, "captions")
+        if not all(isinstance(item, kind) for item in inputs) or (self.knows_labels and negative is not None):
+            given = f"negative={negative!r}" if negative is not None else f"inputs={inputs}"
+            raise ValueError(f"{self.saved.path} was trained on {kinds}; {given} is something else")
+
+
+def load(
+    source: str | Path,
+    *,
+    weights: str | None = None,
+    accelerator: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 32,
+    autoencoder: str | None = None,
+    text_encoder: str | None = None,
+    revision: str | None = None,
+    packages: Collection[str] = ("rfdit",),
+) -> Model:
+    """The model in a run folder, a .ckpt file, an exported folder, or a hub repository `owner/name`.
+
+    weights: as of sample.py; the average if there is one, by default.
+    accelerator, precision, batch_size: as of sample.py.
+    autoencoder, text_encoder: where their weights are, if not where training found them.
+    revision: of a hub repository: a branch, tag or commit.
+    packages: whose classes the model's configuration may name.
+
+    No pickle is run, and of a hub repository only safetensors and JSON are even downloaded.
+    Raises ValueError or OSError with one sentence if there is no such model.
+    """
+    saved = open_model(source, revision)
+    check_targets(travelling(saved.config), packages)  # nothing else of it is built
+    settings = {
+        "sampler": saved.config["sampler"],
+        "weights": weights or ("ema" if saved.ema else "raw"),
+        "accelerator": accelerator,
+        "precision": precision,
+        "batch_size": batch_size,
+        "autoencoder": {"source": autoencoder},
+        "text_encoder": {"source": text_encoder},
+    }
+    return Model(saved=saved, pipeline=load_pipeline(saved, settings))
+
+
+def open_model(source: str | Path, revision: str | None = None) -> SavedRun:
+    """What was saved at a local path, or else in a hub repository."""
+    path = Path(source).expanduser()
+    if is_folder(path):
+        return read_folder(path)
+    if (path / "model_index.json").is_file():
+        raise ValueError(
+            f"{source} is a folder for diffusers; load it with DiffusionPipeline.from_pretrained, or export the "
+            "run again with format=safetensors"
+        )
+    if path.exists():
+        return read_checkpoint(find_checkpoint(str(path)))
+    name = str(source)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"{source} does not exist, and a hub name has the form owner/name")
+    return read_folder(download(name, revision))
+
+
+def download(name: str, revision: str | None) -> Path:
+    """A hub repository's description and weights, from the hub's cache if they are there.
+
+    Raises OSError with what to do where the hub is out of reach or has no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [CONFIG, WEIGHTS]
+    try:
+        cached = snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
+        if is_folder(Path(cached)):
+            return Path(cached)
+    except OSError:
+        pass  # not in the cache
+    reason = "the Hugging Face hub cannot be reached from here"
+    if hub_is_reachable():
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+    raise OSError(
+        f"{name}: no file or folder of that name, and no download: {reason}. Run `hf download {name} "
+        "--local-dir FOLDER` on a machine with network, copy FOLDER here and load that"
+    )
