@@ -1,5 +1,6 @@
 """From images to a cache and to training from it, as a user would type it."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,34 @@ def test_live_and_cached_training_are_the_same(
     curves = [[row["train/loss"] for row in metrics(Path(run))] for run in ("live", "cached", "captions")]
     assert len(curves[0]) == 20  # more than one pass over the 51 emoji
     assert curves[0] == curves[1] == curves[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shards", "sizes"),
+    [
+        (["cc12m/cc12m-train-0000"], [32]),
+        ([f"emoji/emoji-000{i}" for i in (5, 6, 7)], [200, 100, 51]),
+        (["cc12m/cc12m-train-0000", "emoji/emoji-0006", "emoji/emoji-0007"], [32, 100, 51]),
+    ],
+    ids=["photos", "uneven", "both"],
+)
+def test_real_shards_train_the_same_from_images_and_from_the_cache(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, assets: Path, encoders: list[str], shards: list[str],
+    sizes: list[int],
+) -> None:  # fmt: skip
+    images = f"data.shards=[{','.join(str(assets / f'data/{shard}.tar') for shard in shards)}]"
+    encode(monkeypatch, "out=cache", images, *encoders)
+    reports = [json.loads(Path(f"cache/{Path(shard).name}.json").read_text()) for shard in shards]
+    assert [report["samples"] for report in reports] == sizes
+    training = [*encoders, "data.resolution=64", "patch=p2", "trainer.max_steps=12"]
+    cli.train("run_dir=live", "data=laion", images, *training)
+    # In the order of the images' shards, which decides which samples a step has.
+    latents = f"data.shards=[{','.join(f'cache/{Path(shard).name}.tar' for shard in shards)}]"
+    cli.train("run_dir=cached", "data=latents", latents, *training)
+    live, cached = ([row["train/loss"] for row in metrics(Path(run))] for run in ("live", "cached"))
+    assert len(set(live)) == 12
+    assert live == cached
 
 
 def test_a_run_that_the_cache_does_not_fit_is_refused(

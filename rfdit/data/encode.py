@@ -28,7 +28,7 @@ from rfdit.data.latent_manifest import (
 )
 from rfdit.data.latent_names import shard_names
 from rfdit.data.latents import check_dtype
-from rfdit.data.shard_encoder import Encoders, ShardEncoder, ShardError, listed
+from rfdit.data.shard_encoder import Encoders, ShardEncoder, ShardError, is_finished, listed
 from rfdit.data.shards import resolve_shards
 from rfdit.data.stop_signal import Stopped, StopSignal
 from rfdit.data.unfinished_files import remove_abandoned
@@ -188,15 +188,19 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
 
 def encode_missing(encoder: ShardEncoder, shards: dict[str, str]) -> list[str]:
     """Encodes the shards that are not there yet, or have changed since; returns why some could not be."""
-    failures, outdated = [], 0
+    failures, outdated = [], set()
     for name in filter(encoder.finished, shards):
         try:
-            outdated += encoder.outdated(name, shards[name])
+            if encoder.outdated(name, shards[name]):
+                outdated.add(name)
         except ShardError as error:
             failures.append(str(error))
     if outdated:
-        print(f"{outdated} shards have changed since they were encoded, and are encoded again", flush=True)
-    missing = [name for name in shards if not encoder.finished(name)]
+        print(
+            f"{len(outdated)} shards seem to have changed since they were encoded, and are read again",
+            flush=True,
+        )
+    missing = [name for name in shards if name in outdated or not encoder.finished(name)]
     encoder.progress.start(finished=len(shards) - len(missing))
     for name in missing:
         try:
@@ -240,7 +244,7 @@ def command_line(overrides: Sequence[str], *, whole: bool) -> str:
 def _tell_stopped(out: Path, command: str) -> None:
     place = out / MANIFEST
     shards = read_manifest(str(place)).shards if place.exists() else {}
-    done = sum((out / f"{name}.json").exists() for name in shards)
+    done = sum(is_finished(out, name) for name in shards)
     print(f"stopped with {done} of {len(shards)} shards in {out}; go on with: {command}", flush=True)
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from rfdit.data.remote import UnreadableShardError, identity
 from rfdit.data.shards import is_remote
@@ -16,7 +16,7 @@ class Fingerprint:
 
     marks: seen without reading it: a file's size and time of change, what a server says of it, the
         names, sizes and times of a folder's files. Of a `pipe:` command nothing is known.
-    sha256: of a local file's bytes.
+    sha256: of a file's bytes; of a remote one's if a copy of it was read.
     """
 
     marks: list[Any]
@@ -28,17 +28,28 @@ class Fingerprint:
         marks = _marks(shard)  # first: a change while it is read is then seen the next time
         return cls(marks=marks, sha256=_sha256(shard))
 
-    def now(self, shard: str) -> "Fingerprint | None":
-        """The shard's fingerprint if it is the same shard as then, else None.
+    def now(self, shard: str) -> "Fingerprint":
+        """The shard's fingerprint, for which a local file is read only if its marks are others.
 
-        A file that was copied or touched has other marks and the same bytes, and is read to know it.
         Raises UnreadableShardError without the shard.
         """
-        marks = _marks(shard)
-        if marks == self.marks:
-            return self
-        same = self.sha256 is not None and self.sha256 == _sha256(shard)
-        return Fingerprint(marks=marks, sha256=self.sha256) if same else None
+        return self if _marks(shard) == self.marks else Fingerprint.of(shard)
+
+    def with_bytes(self, copy: BinaryIO) -> "Fingerprint":
+        """With what is known from a copy of the whole shard."""
+        copy.seek(0)
+        return replace(self, sha256=hashlib.file_digest(cast(Any, copy), "sha256").hexdigest())
+
+    def same_shard(self, other: "Fingerprint") -> bool | None:
+        """Whether the bytes are the same, or else the marks; None if only the marks differ.
+
+        A file that was copied, touched or served by another machine has other marks and the same bytes.
+        """
+        if self.marks == other.marks:
+            return True
+        if self.sha256 is None or other.sha256 is None:
+            return None
+        return self.sha256 == other.sha256
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

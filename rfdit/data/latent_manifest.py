@@ -84,6 +84,11 @@ class LatentManifest:
                 f"{place} has format {version}, and this rfdit reads format {FORMAT}; encode anew with "
                 "python -m rfdit.data.encode"
             )
+        lacking = [field.name for field in fields(cls) if field.name not in values]
+        if lacking:
+            raise ValueError(
+                f"{place} lacks {', '.join(lacking)}; encode anew with python -m rfdit.data.encode"
+            )
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 

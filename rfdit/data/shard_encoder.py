@@ -23,9 +23,11 @@ from rfdit.data.latent_manifest import write_text
 from rfdit.data.latents import EXTENSION, pack
 from rfdit.data.remote import UnreadableShardError
 from rfdit.data.sample import Decoder
+from rfdit.data.shards import is_remote
 from rfdit.data.skips import SkipReason
 from rfdit.data.source import Reader, Source
 from rfdit.data.stop_signal import StopSignal
+from rfdit.data.tar_source import TarSource
 from rfdit.data.unfinished_files import write_locked
 from rfdit.images import to_float
 from rfdit.protocols import TextEncoder
@@ -98,42 +100,41 @@ class ShardEncoder:
 
     def finished(self, name: str) -> bool:
         """Whether a shard is there, with its report, which is written last."""
-        return (self.out / f"{name}.tar").exists() and (self.out / f"{name}.json").exists()
+        return is_finished(self.out, name)
 
     def outdated(self, name: str, shard: str) -> bool:
-        """Whether a finished shard was made from another one than is now under that name.
+        """Whether a finished shard may have been made from another one than is now under that name.
 
-        Its latents are removed then, so that nobody trains from them.
-        Raises ShardError if there is no saying.
+        If it is known that it was, its latents are removed, so that nobody trains from them; otherwise
+        they stay until the shard was read.
+        Raises ShardError without the shard.
         """
-        report = self.report(name)
-        then = Fingerprint(**report["fingerprint"])
+        then = Fingerprint(**self.report(name)["fingerprint"])
         try:
             now = then.now(shard)
         except UnreadableShardError as error:
             raise ShardError(str(error)) from None
-        if now is None:
-            (self.out / f"{name}.json").unlink()
-            (self.out / f"{name}.tar").unlink()
-            (self.out / f"{name}.tar{sidecar.SUFFIX}").unlink(missing_ok=True)
-        elif now != then:  # the same bytes: they need not be read again the next time
-            self._write_report(name, report | {"fingerprint": now.as_dict()})
-        return now is None
+        return not self._still_of(name, now)
 
     def report(self, name: str) -> dict[str, Any]:
         """What became of a finished shard's samples: source, its fingerprint, samples, skipped by reason."""
         return json.loads((self.out / f"{name}.json").read_text())
 
     def __call__(self, name: str, shard: str) -> None:
-        """Writes NAME.tar, then NAME.json, its report.
+        """Writes NAME.tar, then NAME.json, its report, unless they are there and of the same bytes.
 
-        Raises ShardError, leaving nothing behind, if no sample can be read.
+        Raises ShardError, leaving what it found, if no sample can be read.
         """
         try:
             fingerprint = Fingerprint.of(shard)
             source = self.reader([shard], filters=self.filters)
+            if is_remote(shard) and isinstance(source, TarSource):
+                with source.open_shard(0) as copy:
+                    fingerprint = fingerprint.with_bytes(copy)
         except (ValueError, UnreadableShardError) as error:
             raise ShardError(str(error)) from None
+        if self.finished(name) and self._still_of(name, fingerprint):
+            return
         counts, written = Counter(source.skipped()), 0
 
         def write(file: BinaryIO) -> None:
@@ -146,11 +147,28 @@ class ShardEncoder:
                         tar.write(found)
                         written += 1
             _require_readable(shard, written, counts)
+            # What describes an older tar must not be found beside this one.
+            self._remove(f"{name}.json", f"{name}.tar{sidecar.SUFFIX}")
 
         write_locked(self.out / f"{name}.tar", write)
         sidecar.write_sidecar(self.out / f"{name}.tar")
         about = {"source": shard, "fingerprint": fingerprint.as_dict()}
         self._write_report(name, about | {"samples": written, "skipped": dict(sorted(counts.items()))})
+
+    def _still_of(self, name: str, now: Fingerprint) -> bool:
+        """Whether finished latents are of the shard with this fingerprint; those that are not are removed."""
+        report = self.report(name)
+        then = Fingerprint(**report["fingerprint"])
+        same = then.same_shard(now)
+        if same is False:  # the tar first: training sees it, and without it the shard is not finished
+            self._remove(f"{name}.tar", f"{name}.tar{sidecar.SUFFIX}", f"{name}.json")
+        elif same and now.marks != then.marks:  # it need not be read again the next time
+            self._write_report(name, report | {"fingerprint": now.as_dict()})
+        return bool(same)
+
+    def _remove(self, *files: str) -> None:
+        for file in files:
+            (self.out / file).unlink(missing_ok=True)
 
     def _write_report(self, name: str, report: Mapping[str, Any]) -> None:
         write_text(self.out / f"{name}.json", json.dumps(report, ensure_ascii=False) + "\n")
@@ -170,6 +188,11 @@ class ShardEncoder:
                     yield from self.encoders(batch)
                     self.progress.advance(len(batch), seen / total)
                     batch = []
+
+
+def is_finished(out: Path, name: str) -> bool:
+    """Whether a folder has a shard of latents and its report."""
+    return (out / f"{name}.tar").exists() and (out / f"{name}.json").exists()
 
 
 def _require_readable(shard: str, written: int, counts: Mapping[str, int]) -> None:

@@ -125,6 +125,10 @@ class TarSource:
             except SkippedSampleError as skipped:
                 yield skipped
 
+    def open_shard(self, shard: int) -> BinaryIO:
+        """The whole file of a shard, of a remote one the copy; raises UnreadableShardError without it."""
+        return self._file(self._shards[shard])
+
     def skipped(self) -> Mapping[str, int]:
         counts: dict[str, int] = {}
         for shard in self._shards:

@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".partial"
+QUIET = 900.0  # seconds without a write, after which a writer may be dead
 
 
 def write_locked(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -44,14 +46,16 @@ def _locked(path: Path) -> tuple[int, str]:
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Removes unfinished files whose writers are dead, on whatever machine; returns how many.
+    """Removes unfinished files that nobody has locked or written to for a while; returns how many.
 
-    This process must not be writing one itself: its own locks do not stop it.
+    Where locks are seen on one machine only, as on some network file systems, a writer elsewhere is
+    known by its writing. This process must not be writing one itself: its own locks do not stop it.
     """
     removed = 0
     for partial in folder.glob(f".*{UNFINISHED}"):
         with contextlib.suppress(OSError), partial.open("r+b") as file:  # locked, or another was faster
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
-            removed += 1
+            if time.time() - os.fstat(file.fileno()).st_mtime > QUIET:
+                partial.unlink()
+                removed += 1
     return removed

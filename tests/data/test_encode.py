@@ -263,6 +263,15 @@ def test_shards_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert shard_names(shards[::-1], {}) == dict(reversed(found.items()))
 
 
+def test_a_shard_called_latents_leaves_the_manifest_alone(write_shard: WriteShard, tmp_path: Path) -> None:
+    shards, out = [write_shard("latents.tar", [numbered_sample(0)])], tmp_path / "out"
+    encode(settings(shards, out))
+    encode(settings(shards, out))
+    (name,) = read_manifest(str(out / "latents.json")).shards
+    assert name.startswith("latents-")
+    assert names(out) == [f"{name}.json", f"{name}.tar", f"{name}.tar.idx", "latents.json"]
+
+
 def test_shards_that_come_later_leave_the_others_their_names() -> None:
     first = shard_names(["/a/000.tar", "/a/001.tar"], {})
     assert first == {"000": "/a/000.tar", "001": "/a/001.tar"}
@@ -423,6 +432,19 @@ def run(*command: str, cwd: Path, code: int = 0) -> str:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done.stderr if code else done.stdout
+
+
+@pytest.mark.slow
+def test_a_launcher_runs_the_parts(write_numbered: WriteNumbered, tmp_path: Path) -> None:
+    shards = f"data.shards=[{','.join(write_numbered([2, 1, 3]))}]"
+    parts = ["-m", "hydra/launcher=submitit_local", "parts=2", "part=range(2)"]
+    run("-m", "rfdit.data.encode", *parts, shards, "out=out", cwd=tmp_path)
+    samples = {name: len(read(tmp_path / f"out/{name}.tar")) for name in ("000", "001", "002")}
+    assert samples == {"000": 2, "001": 1, "002": 3}
+    jobs = sorted(path.read_text() for path in (tmp_path / "out/.submitit").glob("*/*_log.out"))
+    assert sum("part 0 of 2: 5 samples in 2 shards" in log for log in jobs) == 1
+    assert sum("part 1 of 2: 1 samples in 1 shards" in log for log in jobs) == 1
+    assert read_manifest(str(tmp_path / "out/latents.json")).shards.keys() == samples.keys()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from rfdit.data.encode import encode
 from rfdit.data.latent_manifest import read_manifest
 from rfdit.data.latents import LatentDecoder
 from tests.data.conftest import numbered_sample, write_tar
+from tests.data.counting_server import Handler, counting_server
 from tests.data.test_encode import DATA, IDENTITY, names, read, settings
 
 WriteNumbered = Callable[[Sequence[int]], list[str]]
@@ -78,7 +79,9 @@ def test_a_shard_that_was_replaced_is_encoded_again(
     encode(settings(shards, out))
     assert [sample.key for sample in read(out / "000.tar")] == ["000008", "000009"]
     assert times(out)["001"] == before["001"]
-    assert "1 shards have changed since they were encoded, and are encoded again" in capsys.readouterr().out
+    assert (
+        "1 shards seem to have changed since they were encoded, and are read again" in capsys.readouterr().out
+    )
 
 
 def test_a_shard_that_was_only_touched_is_not(write_numbered: WriteNumbered, tmp_path: Path) -> None:
@@ -100,6 +103,80 @@ def test_latents_of_a_shard_that_can_no_longer_be_read_are_gone(
     with pytest.raises(ValueError, match="1 of 2 shards could not be encoded"):
         encode(settings(shards, out))
     assert names(out) == ["001.json", "001.tar", "001.tar.idx", "latents.json"]
+
+
+def test_a_kill_while_outdated_latents_are_removed_leaves_nothing_to_train_from(
+    write_numbered: WriteNumbered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, out = write_numbered([2, 2]), tmp_path / "out"
+    encode(settings(shards, out))
+    write_tar(Path(shards[0]), [numbered_sample(i) for i in (8, 9)])
+    unlink = Path.unlink
+
+    def killed_after(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_after)
+        with pytest.raises(KeyboardInterrupt):
+            encode(settings(shards, out))
+    assert not (out / "000.tar").exists()
+    with pytest.raises(ValueError, match="1 of 2 shards are there"):
+        LatentDecoder(autoencoder=IDENTITY).check([str(out / "001.tar")], (8, 8))
+    encode(settings(shards, out))
+    assert [sample.key for sample in read(out / "000.tar")] == ["000008", "000009"]
+
+
+@pytest.fixture
+def served(write_numbered: WriteNumbered, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A shard on a server, and what encodes it into `out`."""
+    (shard,) = write_numbered([3])
+    reader = {"_target_": "rfdit.data.tar_source.TarReader", "cache": str(tmp_path / "cache")}
+    with counting_server(tmp_path) as url:
+        yield Path(shard), lambda: encode(settings([f"{url}/000.tar"], tmp_path / "out", data__reader=reader))
+
+
+def test_a_server_that_says_another_date_of_the_same_bytes(
+    served: tuple[Path, Callable[[], None]], tmp_path: Path
+) -> None:
+    (shard, again), out = served, tmp_path / "out"
+    again()
+    before, report = times(out), json.loads((out / "000.json").read_text())
+    os.utime(shard, (1e9, 1e9))
+    again()
+    assert times(out) == before
+    now = json.loads((out / "000.json").read_text())
+    assert now["fingerprint"]["marks"] != report["fingerprint"]["marks"]
+    assert now | {"fingerprint": None} == report | {"fingerprint": None}
+    assert Handler.asked["000.tar"] == 2
+    again()
+    assert Handler.asked["000.tar"] == 2
+    write_tar(shard, [numbered_sample(i) for i in (7, 8, 9)])
+    os.utime(shard, (2e9, 2e9))  # the server counts whole seconds
+    again()
+    assert [sample.key for sample in read(out / "000.tar")] == ["000007", "000008", "000009"]
+
+
+def test_remote_latents_stay_until_the_bytes_are_known(
+    served: tuple[Path, Callable[[], None]], tmp_path: Path
+) -> None:
+    (shard, again), out = served, tmp_path / "out"
+    again()
+    before, report = times(out), json.loads((out / "000.json").read_text())
+    report["fingerprint"]["sha256"] = None  # as of a reader that makes no copy
+    (out / "000.json").write_text(json.dumps(report))
+    good = shard.read_bytes()
+    shard.write_bytes(b"no tar" * 1000)
+    with pytest.raises(ValueError, match="1 of 1 shards could not be encoded"):
+        again()
+    assert times(out) == before
+    shard.write_bytes(good)
+    os.utime(shard, (1e9, 1e9))
+    again()
+    assert times(out) != before
+    assert len(read(out / "000.tar")) == 3
+    assert names(out) == ["000.json", "000.tar", "000.tar.idx", "latents.json"]
 
 
 def test_training_waits_for_the_whole_cache(write_numbered: WriteNumbered, tmp_path: Path) -> None:
@@ -182,8 +259,9 @@ def test_torchrun_goes_on_after_a_rank_was_killed(big_shards: Path, tmp_path: Pa
     finally:
         process.kill()
     assert process.returncode != 0
-    left = [path.name for path in out.glob(".*")]
+    left = list(out.glob(".*"))
     assert len(left) == 1, left  # of the one that could not tidy up
+    os.utime(left[0], ns=(0, 0))
     before = {name: time for name, time in times(out).items() if (out / f"{name}.json").exists()}
     assert "1" in before
     assert len(before) < 4
@@ -192,7 +270,6 @@ def test_torchrun_goes_on_after_a_rank_was_killed(big_shards: Path, tmp_path: Pa
     output, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
     assert "part 1 of 2: 2,000 samples in 2 shards" in output
-    assert not list(out.glob(".*"))
     assert before.items() <= times(out).items()
     assert [len(read(out / f"{shard}.tar")) for shard in range(4)] == [1000] * 4
 

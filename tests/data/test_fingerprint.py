@@ -10,6 +10,10 @@ from rfdit.data.fingerprint import Fingerprint
 from rfdit.data.spool import UnreadableShardError
 
 
+def same(first: Fingerprint, shard: str) -> bool | None:
+    return first.same_shard(first.now(shard))
+
+
 def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     shard.write_bytes(b"one")
@@ -17,10 +21,10 @@ def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
     assert first.now(str(shard)) == first
     os.utime(shard, ns=(1, 1))
     touched = first.now(str(shard))
-    assert touched is not None
+    assert first.same_shard(touched)
     assert (touched.sha256, touched.marks) == (first.sha256, [3, 1])
     shard.write_bytes(b"two")  # as long as before
-    assert first.now(str(shard)) is None
+    assert same(first, str(shard)) is False
 
 
 def test_a_tree_is_known_by_its_files(tmp_path: Path) -> None:
@@ -30,14 +34,14 @@ def test_a_tree_is_known_by_its_files(tmp_path: Path) -> None:
     first = Fingerprint.of(tree)
     assert first.now(tree) == first
     (tmp_path / "tree/cat/2.jpg").write_bytes(b"")
-    assert first.now(tree) is None
+    assert same(first, tree) is None
     (tmp_path / "tree/cat/2.jpg").unlink()
     assert first.now(tree) == first
     os.utime(tmp_path / "tree/cat/1.jpg", ns=(1, 1))
-    assert first.now(tree) is None
+    assert same(first, tree) is None
 
 
-def test_a_remote_file_is_known_by_what_its_server_says() -> None:
+def test_a_remote_file_is_suspected_by_what_its_server_says_and_known_by_its_bytes(tmp_path: Path) -> None:
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -48,7 +52,17 @@ def test_a_remote_file_is_known_by_what_its_server_says() -> None:
     assert first.now("memory://prints/a.tar") == first
     with files.open("/prints/a.tar", "wb") as file:
         file.write(b"three")
-    assert first.now("memory://prints/a.tar") is None
+    now = first.now("memory://prints/a.tar")
+    assert first.same_shard(now) is None
+    (tmp_path / "one").write_bytes(b"one")
+    (tmp_path / "three").write_bytes(b"three")
+    with (tmp_path / "one").open("rb") as file:
+        one, touched = first.with_bytes(file), now.with_bytes(file)
+    with (tmp_path / "three").open("rb") as file:
+        three = now.with_bytes(file)
+    assert one.same_shard(now) is None
+    assert one.same_shard(touched) is True
+    assert one.same_shard(three) is False
 
 
 def test_of_a_command_nothing_is_known() -> None:

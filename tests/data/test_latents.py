@@ -258,6 +258,15 @@ def test_folders_that_are_no_cache(tmp_path: Path) -> None:
         decoder().check([shard], SIZE)
 
 
+def test_a_manifest_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path)
+    about = json.loads((tmp_path / "latents.json").read_text())
+    del about["shards"], about["decoder"]
+    (tmp_path / "latents.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"latents\.json lacks decoder, shards; encode anew with python -m"):
+        read_manifest(str(tmp_path / "latents.json"))
+
+
 def test_a_manifest_survives_its_file(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     assert read_manifest(str(tmp_path / "latents.json")) == MANIFEST

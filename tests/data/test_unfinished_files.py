@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,9 +79,15 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "b.tar").touch()
     with writer(tmp_path / "a.tar") as process:
-        assert remove_abandoned(tmp_path) == 0
-        assert len(os.listdir(tmp_path)) == 2
+        (partial,) = tmp_path.glob(".*")
+        os.utime(partial, ns=(0, 0))
+        assert remove_abandoned(tmp_path) == 0  # it is locked
         process.kill()
         process.wait(timeout=30)
+        os.utime(partial)
+        assert remove_abandoned(tmp_path) == 0  # it has no lock, as one of another machine may seem to
+        assert partial.exists()
+        an_hour_ago = time.time() - 3600
+        os.utime(partial, (an_hour_ago, an_hour_ago))
         assert remove_abandoned(tmp_path) == 1
         assert os.listdir(tmp_path) == ["b.tar"]
