@@ -104,7 +104,7 @@ class LocalRanks:
                     # A collective usually fails by itself when a rank has gone.
                     if not self._over.wait(SECONDS_TO_END):
                         print(f"error: rank {self._ranks.index(rank) + 1} failed; this one ends", flush=True)
-                        self._end()
+                        self._end(RuntimeError("another rank failed"))
                         os._exit(1)
                     return
 
@@ -113,7 +113,7 @@ class LocalRanks:
     ) -> None:
         self._over.set()
         in_order = error is None or (isinstance(error, SystemExit) and error.code in STOPPED)
-        failed = None if in_order else self._end()
+        failed = None if in_order else self._end(error)
         for rank in self._ranks:
             rank.wait()
         if torch.distributed.is_initialized() and not self._grouped:
@@ -128,15 +128,17 @@ class LocalRanks:
             # This one only found that it was alone.
             raise RankFailedError(f"rank {failed} failed; what it said is above") from None
 
-    def _end(self) -> int | None:
+    def _end(self, error: BaseException) -> int | None:
         """Ends the other ranks, with time for what they have to say; the first that failed by itself."""
         failed = None
-        for signal_, seconds in ((None, 5), (signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, 10)):
+        wait = SECONDS_TO_END if isinstance(error, RuntimeError) else 2  # one that has gone ends collectives
+        for signal_, seconds in ((None, wait), (signal.SIGTERM, SECONDS_TO_END), (signal.SIGKILL, 10)):
             for rank in self._ranks:
                 if signal_ is not None and rank.poll() is None:
                     rank.send_signal(signal_)
             until = time.monotonic() + seconds if self._ranks else 0
-            while time.monotonic() < until and any(rank.poll() is None for rank in self._ranks):
+            enough = any if signal_ is None else all  # the first that ends says what was wrong
+            while time.monotonic() < until and not enough(rank.poll() is not None for rank in self._ranks):
                 time.sleep(0.1)
             if signal_ is None:
                 codes = enumerate((rank.poll() for rank in self._ranks), 1)
