@@ -43,13 +43,14 @@ def _locked(path: Path) -> tuple[int, str]:
         os.close(handle)  # removed as abandoned in the moment before it was locked
 
 
-def remove_abandoned(folder: Path) -> int:
+def remove_abandoned(folder: Path, *, names: str = "*") -> int:
     """Removes unfinished files whose writers are dead, on whatever machine; returns how many.
 
+    names: pattern of what would have become of them.
     This process must not be writing one itself: its own locks do not stop it.
     """
     removed = 0
-    for partial in folder.glob(f".*{UNFINISHED}"):
+    for partial in folder.glob(f".{names}-{'?' * 8}{UNFINISHED}"):
         with contextlib.suppress(OSError), partial.open("r+b") as file:  # locked, or another was faster
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
