@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 RAM = Path("/dev/shm")
 KEPT = 0.9  # of the limit, when something has to go: so that it goes not at every turn
-ABANDONED = 3600.0  # seconds without a write, after which an unfinished file's writer must be dead
+ABANDONED = 3600.0  # seconds, after which the writer of a digest without its file must be dead
 UNFINISHED, DIGEST = ".part", ".b2"
 ENTRY = re.compile("[0-9a-f]{30}")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -54,6 +54,7 @@ class FolderCache:
             raise ValueError(f"data.reader.images.max_bytes={max_bytes} must be more than 0")
         self.folder = default_folder() if folder is None else Path(folder).expanduser().absolute()
         self.max_bytes = max_bytes
+        self._swept = False
 
     def open(self, name: str, *, check: bool = True) -> BinaryIO | None:
         """An entry, open for reading; None if there is none, or only a damaged one, which is removed."""
@@ -64,7 +65,7 @@ class FolderCache:
             return None
         if check and not _is_whole(file, path):
             file.close()
-            self._remove(path)
+            self.remove(name)
             return None
         with contextlib.suppress(OSError):  # evicted meanwhile
             os.utime(path, ns=(time.time_ns(),) * 2)
@@ -101,6 +102,14 @@ class FolderCache:
         with _lock(self._path(name).parent / "lock"):
             return self.get(name, check=check) or self.put(name, write, check=check)
 
+    def remove(self, name: str) -> None:
+        """Drops an entry, if it is there."""
+        path = self._path(name)
+        with self._locked() as total:
+            total.value -= _size(path) + _size(_digest_path(path))
+            path.unlink(missing_ok=True)
+            _digest_path(path).unlink(missing_ok=True)
+
     def total_bytes(self) -> int:
         """Of all entries, as their file system rounds them."""
         return sum(entry.size for entry in self._entries())
@@ -110,13 +119,20 @@ class FolderCache:
         return self._prepared() / digest[:2] / digest[2:]
 
     def _prepared(self) -> Path:
-        """The folder, made by the first who needs it. Where everybody may make the default one, it must be ours."""
+        """The folder, made by the first who needs it, and freed of what dead writers left unfinished.
+
+        Where everybody may make the default one, it must be ours.
+        """
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.folder == default_folder() and (owner := self.folder.lstat().st_uid) != os.getuid():
             raise ValueError(
                 f"data.reader.images.folder={self.folder} belongs to user {owner}; give another folder"
             )
+        if not self._swept:
+            self._swept = True
+            for part in self.folder.glob(f"[0-9a-f][0-9a-f]/*{UNFINISHED}"):
+                _remove_abandoned(part)
         return self.folder
 
     def _limit(self) -> int:
@@ -125,19 +141,14 @@ class FolderCache:
     def _put(self, name: str, write: Callable[[BinaryIO], None], check: bool) -> Path:
         path = self._path(name)
         path.parent.mkdir(exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=UNFINISHED, dir=path.parent)
-        part = Path(unfinished)
-        digest = part.with_suffix(UNFINISHED + DIGEST)
-        try:
-            with os.fdopen(handle, "w+b") as file:
+        with _unfinished(path.parent) as part:
+            digest = _digest_path(part)
+            with part.open("w+b") as file:
                 write(file)
                 file.flush()
                 if check:
                     digest.write_bytes(_digest(file))
             self._take_in(part, digest, path)
-        finally:
-            part.unlink(missing_ok=True)
-            digest.unlink(missing_ok=True)
         return path
 
     def _take_in(self, part: Path, digest: Path, path: Path) -> None:
@@ -157,12 +168,6 @@ class FolderCache:
                 _digest_path(path).unlink(missing_ok=True)
             part.rename(path)
             total.value += size - replaced
-
-    def _remove(self, path: Path) -> None:
-        with self._locked() as total:
-            total.value -= _size(path) + _size(_digest_path(path))
-            path.unlink(missing_ok=True)
-            _digest_path(path).unlink(missing_ok=True)
 
     def _evict(self, limit: int) -> int:
         """Removes entries, the least recently used first, until they are at most `limit` bytes; returns how many."""
@@ -186,8 +191,10 @@ class FolderCache:
             if ENTRY.fullmatch(path.name):
                 yield _Entry(path, _size(path) + _size(_digest_path(path)), stat.st_mtime_ns)
                 continue
+            if path.suffix == UNFINISHED:
+                _remove_abandoned(path)
             orphan = path.suffix == DIGEST and not path.with_suffix("").exists()
-            if (orphan or path.suffix == UNFINISHED) and time.time() - stat.st_mtime > ABANDONED:
+            if orphan and time.time() - stat.st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -225,6 +232,35 @@ def _lock(path: Path) -> Iterator[BinaryIO]:
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A new file, locked as long as its writer lives; what has not been renamed is removed.
+
+    It is written through another descriptor: some file systems tell a size only when that is closed.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(suffix=UNFINISHED, dir=folder)
+        with os.fdopen(handle) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(handle).st_nlink:
+                continue  # removed as abandoned in the moment before it was locked
+            part = Path(name)
+            try:
+                yield part
+            finally:
+                part.unlink(missing_ok=True)
+                _digest_path(part).unlink(missing_ok=True)
+            return
+
+
+def _remove_abandoned(part: Path) -> None:
+    """Removes an unfinished file, unless its writer lives."""
+    with contextlib.suppress(OSError), part.open("r+b") as file:  # locked, or finished meanwhile
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+        _digest_path(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -15,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
-from rfdit.data.cache_folder import write_atomically
 from rfdit.data.remote import UnreadableShardError, identity, size_of
 from rfdit.data.shard_index import map_many
 from rfdit.data.shards import is_remote, resolve_shards
-from rfdit.data.sidecar import Sidecar, StaleSidecarError, place_of
+from rfdit.data.sidecar import SUFFIX, Sidecar, StaleSidecarError, place_of
 from rfdit.data.spool import Spool
 from rfdit.data.tar_index import CompressedTarError
 from rfdit.data.tar_source import TarReader
+from rfdit.data.unfinished_files import remove_abandoned, write_locked
 from rfdit.data.usable import Usable
 
 
@@ -42,6 +42,8 @@ class _Writing:
             if self._is_done(Path(place), about):
                 return None
             self.spool.require_room(shard, size_of(about))
+            if size_of(about) is None:
+                self.spool.forget(about)
             with self.spool.open(shard, about) as file:
                 data = Sidecar.of(file, self.usable, about).to_json()
         except UnreadableShardError as error:
@@ -49,7 +51,7 @@ class _Writing:
         except CompressedTarError as error:
             return f"{shard} {error}"
         try:
-            write_atomically(Path(place), lambda out: out.write(data))
+            write_locked(Path(place), lambda out: out.write(data))
         except OSError as error:
             raise ValueError(
                 f"out={self.out or 'null'}: {place} cannot be written: {error.strerror}"
@@ -57,7 +59,9 @@ class _Writing:
         return None
 
     def _is_done(self, place: Path, about: list[Any]) -> bool:
-        """Whether there is an index of the very shard."""
+        """Whether there is an index of the very shard. Nobody knows that of a command's output."""
+        if size_of(about) is None:
+            return False
         try:
             found = Sidecar.from_json(place.read_bytes())
             found.check(about, self.usable)
@@ -69,7 +73,7 @@ class _Writing:
 def write_indexes(
     shards: Sequence[str], *, reader: TarReader, usable: Usable, out: str | None = None
 ) -> list[str]:
-    """Writes the indexes that are not there yet; returns why some could not be.
+    """Writes the indexes that are not there yet, or of which nobody knows; returns why some could not be.
 
     out: a folder; None for beside the shards. Raises ValueError if it cannot take them.
     """
@@ -84,6 +88,8 @@ def write_indexes(
     place, n = places.most_common(1)[0]
     if n > 1:
         raise ValueError(f"out={out}: {n} shards would have the index {place}; index each folder by itself")
+    for folder in {Path(place).parent for place in places if place is not None}:
+        remove_abandoned(folder, names=f"*{SUFFIX}")
     writing = _Writing(reader.spool, usable, out)
     return [problem for problem in map_many(writing, shards, "indexing shards") if problem]
 

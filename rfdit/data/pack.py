@@ -22,6 +22,7 @@ from rfdit.data.sample import RawSample
 from rfdit.data.shards import resolve_shards
 from rfdit.data.skips import SkippedSampleError, SkipReason
 from rfdit.data.source import Source
+from rfdit.data.unfinished_files import remove_abandoned
 from rfdit.data.write_tar import write_tar
 
 CHECKED_SIZE = (64, 64)  # to which images are decoded to see whether they can be
@@ -134,6 +135,7 @@ def pack(cfg: DictConfig) -> Path:
     packing = plan_packing(cfg)
     with only_packer(packing.out):
         _keep_plan(packing.out, packing.plan)
+        remove_abandoned(packing.out)
         _pack_rest(packing)
         print(report(packing), flush=True)
     return packing.out

@@ -15,6 +15,7 @@ from rfdit.data.shards import is_remote
 
 PAUSES = (1.0, 4.0)  # seconds before a second and a third try
 PIECE = 1 << 20
+SLOWEST, PATIENCE = 1 << 16, 60.0  # bytes that a server must send of a shard, and in how many seconds
 TRANSIENT = (408, 425, 429)  # that servers answer for a while, beside their own errors
 # What servers and filesystems say of a file that changes when the file does.
 MARKS = (
@@ -25,6 +26,10 @@ T = TypeVar("T")
 
 class UnreadableShardError(Exception):
     """A shard that cannot be had; the message begins with its name and says why."""
+
+
+class AnotherShardError(UnreadableShardError):
+    """A shard whose bytes are not those that its index describes."""
 
 
 def identity(url: str) -> list[Any]:
@@ -59,15 +64,23 @@ def copy(url: str, file: BinaryIO, *, digest: str | None = None) -> None:
     """Copies a shard to an open file.
 
     digest: what `digest_of` has to say of the copy, if it is known.
-    Raises UnreadableShardError if it cannot be had whole, OSError if the file cannot be written.
+    Raises UnreadableShardError if it cannot be had whole, AnotherShardError if it has another digest,
+    OSError if the file cannot be written.
     """
 
     def attempt() -> None:
         file.seek(0)
         file.truncate()
         hashed = hashlib.blake2b(digest_size=16)
+        since, came = time.monotonic(), 0
         with _opened(url) as remote:
             while piece := remote.read(PIECE):
+                came += len(piece)
+                if came >= SLOWEST:
+                    since, came = time.monotonic(), 0
+                # A command may think for minutes; a server that drips would hold the copy's lock for ever.
+                elif url.startswith("http") and time.monotonic() - since > PATIENCE:
+                    raise _TooSlowError
                 hashed.update(piece)
                 try:
                     file.write(piece)
@@ -98,8 +111,12 @@ def read_small(place: str, *, limit: int) -> bytes | None:
 
     def attempt() -> bytes | None:
         try:
+            found = bytearray()
             with _opened(place) as file:
-                return file.read(limit)
+                # One read gives what has arrived.
+                while len(found) < limit and (piece := file.read(limit - len(found))):
+                    found += piece
+            return bytes(found)
         except Exception as error:
             if _missing(error):
                 return None
@@ -117,6 +134,8 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, _AnotherFileError):
         return "its bytes are not those that its index describes; write the index anew"
+    if isinstance(error, _TooSlowError):
+        return f"the server sends less than {SLOWEST / 1000:.0f} kB in {PATIENCE:g} seconds"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
@@ -132,6 +151,10 @@ class _AnotherFileError(Exception):
     """What came is not what the index was made of."""
 
 
+class _TooSlowError(Exception):
+    """A server that sends next to nothing."""
+
+
 def _insistent(url: str, attempt: Callable[[], T]) -> T:
     """What an attempt gives, if need be a second and a third; raises UnreadableShardError if all fail."""
     for pause in (*PAUSES, None):
@@ -141,7 +164,8 @@ def _insistent(url: str, attempt: Callable[[], T]) -> T:
             raise
         except Exception as error:  # whatever the filesystem's library raises
             if pause is None or _final(error):
-                raise UnreadableShardError(f"{url}: {reason(error)}") from error
+                kind = AnotherShardError if isinstance(error, _AnotherFileError) else UnreadableShardError
+                raise kind(f"{url}: {reason(error)}") from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 

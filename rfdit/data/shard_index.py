@@ -1,5 +1,6 @@
 """The usable samples of each tar shard: found once, filtered once, remembered."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -8,7 +9,6 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
 from pathlib import Path
@@ -29,7 +29,8 @@ from rfdit.data.spool import Spool
 from rfdit.data.tar_index import CompressedTarError
 from rfdit.data.usable import Usable
 
-FORMAT = 2  # of the remembered indices
+FORMAT = 3  # of the remembered indices
+DOUBTED = ".doubted"  # beside a remembered index: the digest that the shard turned out not to have
 MANY = 32  # shards, from which on several processes pay
 QUESTIONS = 32  # asked at once
 T, R = TypeVar("T"), TypeVar("R")
@@ -60,6 +61,12 @@ class IndexedShard:
     def image_sizes(self) -> Int[np.ndarray, "n 2"]:
         """(height, width) of each usable sample's image."""
         return self._array("image_sizes")
+
+    def doubt(self) -> None:
+        """Makes the next start look for the index anew; who uses this one now can go on."""
+        if self.file is not None and self.digest is not None:
+            with contextlib.suppress(OSError):  # then it will be noticed once more
+                self.file.with_suffix(DOUBTED).write_text(self.digest)
 
     def _array(self, name: str) -> Int[np.ndarray, "n 2"]:
         if self.file is None:
@@ -108,12 +115,12 @@ class Indexer:
             about = identity(url)
         except UnreadableShardError as error:
             return _unreadable(url, error)
-        try:
-            return _load(url, about, self._place(about))
-        except (OSError, ValueError, KeyError):  # not there, or half a disk's worth of it
-            pass
+        known = self._remembered(url, about)
         if not is_remote(url):
-            return _Unknown(url, about)
+            return known or _Unknown(url, about)
+        if known is not None:
+            self.spool.require_room(url, known.size)
+            return known
         self.spool.require_room(url, size_of(about))
         place = place_of(url, self.sidecars, self.usable)
         try:
@@ -131,8 +138,16 @@ class Indexer:
             url, about, sidecar.arrays, sidecar.skipped, size=sidecar.size, digest=sidecar.digest
         )
 
+    def _remembered(self, url: str, identity: list[Any]) -> IndexedShard | None:
+        place = self._place(identity)
+        try:
+            found, doubted = _load(url, identity, place), place.with_suffix(DOUBTED)
+            return None if doubted.exists() and doubted.read_text() == found.digest else found
+        except (OSError, ValueError, KeyError):  # not there, or half a disk's worth of it
+            return None
+
     def _tell(self, missing: Sequence[_Unknown], shards: int) -> None:
-        """Says what will be copied before training begins, and how to do without."""
+        """Says what will be copied before anything is read, and how to do without."""
         if wrong := [found.problem for found in missing if found.problem]:
             warnings.warn(
                 f"data.shards: {len(wrong)} of {shards} indexes cannot be used, the first: {wrong[0]}; "
@@ -149,7 +164,7 @@ class Indexer:
             amount += f" and {unknown} of unknown size"
         print(
             f"{len(remote)} of {shards} shards have no index for these filters and buckets and are copied to "
-            f"{self.spool.folder} before training begins, {amount}; python -m rfdit.data.index writes "
+            f"{self.spool.folder} before any sample is read, {amount}; python -m rfdit.data.index writes "
             "indexes, with which each is copied when it is due",
             flush=True,
         )
@@ -189,6 +204,7 @@ class Indexer:
         place = self._place(identity)
         try:
             write_atomically(place, lambda out: np.savez(out, allow_pickle=False, about=encoded, **arrays))
+            place.with_suffix(DOUBTED).unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(
                 f"data.reader.cache: the index of {url} cannot be written to {self.folder}: {error.strerror}"
@@ -211,7 +227,7 @@ def map_many(call: Callable[[T], R], items: Sequence[T], what: str) -> Iterator[
         yield from slow_progress(results, what, total=len(items))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _processes() -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one's work, also if that is interrupted."""
     others = set(multiprocessing.active_children())

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from rfdit.data.cache_folder import write_atomically
 from rfdit.data.remote import digest_of, identity, size_of
 from rfdit.data.shards import is_remote
+from rfdit.data.unfinished_files import write_locked
 from rfdit.data.usable import Usable
 
 FORMAT = 1
@@ -94,9 +94,10 @@ class Sidecar:
         ordered = bool((np.diff(spans.reshape(-1)) >= 0).all()) and bool((np.diff(spans) > 0).all())
         inside = not len(spans) or (spans[0, 0] >= 0 and spans[-1, 1] <= self.size)
         measured = sizes is None or (len(sizes) == len(spans) and bool((sizes > 0).all()))
+        complete = (sizes is not None) == self.settings["image_sizes"]
         plain = isinstance(self.digest, str) and isinstance(self.origin, list)
         counts = all(isinstance(n, int) for n in (self.size, *self.skipped.values()))
-        return ordered and bool(inside) and measured and plain and counts
+        return ordered and bool(inside) and measured and complete and plain and counts
 
 
 def hashed_origin(identity: list[Any]) -> list[str]:
@@ -130,4 +131,4 @@ def write_sidecar(shard: Path) -> None:
     """Writes the index of all samples of a shard on this machine beside it."""
     with shard.open("rb") as file:
         data = Sidecar.of(file, Usable(), identity(str(shard))).to_json()
-    write_atomically(shard.with_name(shard.name + SUFFIX), lambda out: out.write(data))
+    write_locked(shard.with_name(shard.name + SUFFIX), lambda out: out.write(data))

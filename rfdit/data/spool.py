@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from rfdit.data.cache_folder import cache_root
 from rfdit.data.folder_cache import CacheFullError, FolderCache
-from rfdit.data.remote import UnreadableShardError, copy, reason
+from rfdit.data.remote import UnreadableShardError, copy, digest_of, reason
 from rfdit.data.shards import is_remote
 
 
@@ -69,10 +69,12 @@ class Spool:
                 return open(url, "rb")
             except OSError as error:
                 raise UnreadableShardError(f"{url}: {reason(error)}") from error
-        name = json.dumps([identity, digest])
+        name = _name(identity, digest)
         try:
             for _ in range(3):  # another process may make room just now
-                self._copies.get_or_put(name, lambda file: copy(url, file, digest=digest), check=False)
+                self._copies.get_or_put(
+                    name, lambda file: self._copy(url, identity, digest, file), check=False
+                )
                 if (file := self._copies.open(name, check=False)) is not None:
                     return file
         except CacheFullError as error:
@@ -82,3 +84,20 @@ class Spool:
                 f"data.reader.cache: {url} cannot be copied to {self._copies.folder}: {error.strerror or error}"
             ) from error
         raise ValueError(f"data.reader.spool_gb is too small for the shards that are needed at once ({url})")
+
+    def forget(self, identity: list[Any]) -> None:
+        """Drops the copy that was made without a digest."""
+        self._copies.remove(_name(identity, None))
+
+    def _copy(self, url: str, identity: list[Any], digest: str | None, file: BinaryIO) -> None:
+        """Copies a shard; from the copy that was made to write its index, if that is still here."""
+        if digest is not None and (here := self._copies.open(_name(identity, None), check=False)):
+            with here:
+                if digest_of(here) == digest:
+                    shutil.copyfileobj(here, file)
+                    return
+        copy(url, file, digest=digest)
+
+
+def _name(identity: list[Any], digest: str | None) -> str:
+    return json.dumps([identity, digest])

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rfdit.data.cache_folder import cache_root
 from rfdit.data.filters import Filters
 from rfdit.data.prefetch import RemoteShard, fetched_ahead
-from rfdit.data.remote import UnreadableShardError
+from rfdit.data.remote import AnotherShardError, UnreadableShardError
 from rfdit.data.sample import RawSample
 from rfdit.data.shard_index import IndexedShard, Indexer
 from rfdit.data.shards import is_remote
@@ -158,6 +158,8 @@ class TarSource:
             return self._spool.open(shard.url, shard.identity, digest=shard.digest)
         except UnreadableShardError as error:
             self._failed[shard.url] = time.monotonic(), str(error)
+            if isinstance(error, AnotherShardError):
+                shard.doubt()
             warnings.warn(f"data.shards: {error}; its samples are left out", stacklevel=2)
             raise
 

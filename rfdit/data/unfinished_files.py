@@ -45,14 +45,15 @@ def _locked(path: Path) -> tuple[int, str]:
         os.close(handle)  # removed as abandoned in the moment before it was locked
 
 
-def remove_abandoned(folder: Path) -> int:
+def remove_abandoned(folder: Path, *, names: str = "*") -> int:
     """Removes unfinished files that nobody has locked or written to for a while; returns how many.
 
+    names: pattern of what would have become of them.
     Where locks are seen on one machine only, as on some network file systems, a writer elsewhere is
     known by its writing. This process must not be writing one itself: its own locks do not stop it.
     """
     removed = 0
-    for partial in folder.glob(f".*{UNFINISHED}"):
+    for partial in folder.glob(f".{names}-{'?' * 8}{UNFINISHED}"):
         with contextlib.suppress(OSError), partial.open("r+b") as file:  # locked, or another was faster
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(file.fileno()).st_mtime > QUIET:

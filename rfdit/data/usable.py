@@ -24,7 +24,8 @@ class Usable:
 
     filters: what is dropped; None for nothing.
     image_sizes: whether the size of every image is wanted; a sample without one is no use then.
-    caption_key: where filters find a sample's caption, as in `SampleDecoder`.
+    caption_key: where filters find a sample's caption, as in `SampleDecoder`. Only with them is one
+        without it no use.
     """
 
     filters: Filters | None = None
@@ -35,8 +36,8 @@ class Usable:
     def settings(self) -> dict[str, Any]:
         """All that decides what is found, as plain data."""
         asked = None
-        if self.filters is not None and self.filters.active:
-            asked = self.filters.settings | {"caption_key": self.caption_key}
+        if (filters := self._active) is not None:
+            asked = filters.settings | {"caption_key": self.caption_key}
         return {"filters": asked, "image_sizes": self.image_sizes}
 
     @property
@@ -72,16 +73,23 @@ class Usable:
             arrays["image_sizes"] = np.array(sizes, np.int64).reshape(-1, 2)
         return arrays, dict(skipped)
 
+    @property
+    def _active(self) -> Filters | None:
+        return self.filters if self.filters is not None and self.filters.active else None
+
     def _judge(self, sample: bytes) -> tuple[str | None, Size | None]:
         """(why a sample is left out or None, the size of its image if that is asked for)."""
+        filters = self._active
         try:
             raw = parse_sample(sample)
-            caption = None if self.caption_key is None else find_caption(raw, self.caption_key)
+            # Without filters the settings, and so the index's name, do not tell where captions are.
+            key = None if filters is None else self.caption_key
+            caption = None if key is None else find_caption(raw, key)
         except SkippedSampleError as skipped:
             return skipped.reason, None
         data = image_bytes(raw) or b""
-        if self.filters is not None:
-            reason = self.filters.drop_reason(_metadata(raw), caption=caption, size=lambda: image_size(data))
+        if filters is not None:
+            reason = filters.drop_reason(_metadata(raw), caption=caption, size=lambda: image_size(data))
             if reason is not None:
                 return reason, None
         size = image_size(data) if self.image_sizes else None

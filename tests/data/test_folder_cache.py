@@ -148,18 +148,60 @@ def test_files_of_others_are_left_alone_and_do_not_count(cache: FolderCache) -> 
     assert cache.total_bytes() == 10 * BLOCK
 
 
-def test_what_dead_writers_left_is_swept_out(cache: FolderCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def half_write(folder: str, said: "multiprocessing.SimpleQueue[str]") -> None:
+    """A writer that is killed in the middle."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        file.flush()
+        said.put("half")
+        time.sleep(60)
+
+    FolderCache(folder=folder, max_bytes=10 * BLOCK).put("a", write)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_use(cache: FolderCache) -> None:
+    def parts() -> list[Path]:
+        return list(cache.folder.glob("*/*.part*"))
+
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    process = context.Process(target=half_write, args=(str(cache.folder), said))
+    process.start()
+    assert said.get() == "half"
+    assert cache.open("b") is None
+    assert cache.total_bytes() == 0
+    assert len(parts()) == 1  # the writer is alive
+    process.kill()
+    process.join()
+    fresh = FolderCache(folder=str(cache.folder), max_bytes=cache.max_bytes)
+    assert fresh.open("b") is None
+    assert parts() == []
+
+
+def test_what_this_process_is_writing_is_not_swept_out(cache: FolderCache) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"first")
+        put(FolderCache(folder=str(cache.folder), max_bytes=cache.max_bytes), "b")
+        assert cache.total_bytes() == BLOCK
+        file.write(b" and second")
+
+    cache.put("a", write)
+    assert read(cache, "a", check=True) == b"first and second"
+
+
+def test_what_dead_writers_left_is_swept_out(cache: FolderCache) -> None:
     folder = put(cache, "a").parent
-    left = [folder / "tmpabc.part", folder / "tmpabc.part.b2", folder / f"{'0' * 30}.b2"]
-    for path in left:
+    parts = [folder / "tmpabc.part", folder / "tmpabc.part.b2"]
+    orphan = folder / f"{'0' * 30}.b2"
+    for path in [*parts, orphan]:
         path.touch()
     assert cache.total_bytes() == BLOCK
-    assert all(path.exists() for path in left)  # their writer may be alive
-    for path in left:
-        os.utime(path, (time.time() - 4000,) * 2)
+    assert not any(path.exists() for path in parts)
+    assert orphan.exists()  # its file may get its name just now
+    os.utime(orphan, (time.time() - 4000,) * 2)
     assert cache.total_bytes() == BLOCK
-    assert cache.total_bytes() == BLOCK
-    assert not any(path.exists() for path in left)
+    assert not orphan.exists()
 
 
 def test_a_lost_count_is_counted_again(cache: FolderCache) -> None:
