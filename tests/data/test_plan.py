@@ -198,7 +198,9 @@ def test_neighbours_get_different_substitutes() -> None:
     batch = PlannedBatch(whole([1000] * 10), positions=range(20), indices=range(20))
     assert len({next(batch.substitutes(row)) for row in range(20)}) > 15
     # Where their shard is gone as well: then all from one shard, each attempt from another.
-    elsewhere = [[number for number in batch.substitutes(row) if number >= 1000][:3] for row in range(20)]
+    elsewhere = [
+        list(itertools.islice((n for n in batch.substitutes(row) if n >= 1000), 3)) for row in range(20)
+    ]
     assert len({first for first, *_ in elsewhere}) > 15
     for same_attempt in zip(*elsewhere, strict=True):
         assert len({number // 1000 for number in same_attempt}) == 1
