@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -17,7 +17,12 @@ from rfdit.data.skips import SkippedSampleError, SkipReason
 
 REDIRECTS = (301, 302, 303, 307, 308)
 NOT_FOUND = (404, 410)
-TOO_MANY_REQUESTS = 429
+# Client errors that say: later.
+LATER = {
+    408: SkipReason.FETCH_TIMEOUT,
+    425: SkipReason.FETCH_SERVER_ERROR,
+    429: SkipReason.FETCH_TOO_MANY_REQUESTS,
+}
 # What the system's resolver says of names that do not exist; the second is not known everywhere.
 UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 # What servers call bytes of which they do not know the kind.
@@ -49,11 +54,13 @@ class FetchError(SkippedSampleError):
 class Fetcher:
     """How images are fetched; `session` does it.
 
-    concurrency: requests under way at once, of which per_host to one host.
+    concurrency: requests under way at once, of which per_host to one host. One that waits for memory
+        leaves its turn to others.
     connect_timeout: seconds for DNS, TCP and TLS. read_timeout: seconds without a byte.
     total_timeout: seconds for one URL with its redirects, retries and pauses; waiting for its turn
         does not count.
-    retries: further attempts after server errors (5xx), 429, failed or broken connections and timeouts.
+    retries: further attempts after server errors (5xx), 408, 425, 429, failed or broken connections and
+        timeouts.
     backoff: seconds before the first retry, twice as many before each next one.
     max_redirects: how many are followed.
     max_bytes: of one image.
@@ -176,12 +183,12 @@ class FetchSession:
         while True:
             seen.add(url)
             async with (
-                self._slots.one(url.host or ""),
+                self._slots.one(url.host or "") as slot,
                 clock.running(),
                 self._client.get(url, allow_redirects=False) as response,
             ):
                 if response.status not in REDIRECTS:
-                    return await self._body(response, clock, portion)
+                    return await self._body(response, clock, portion, slot)
                 location = response.headers.get("Location", "")
             if not location:
                 raise FetchError(SkipReason.FETCH_REDIRECTS, "a redirect to nowhere")
@@ -191,7 +198,9 @@ class FetchSession:
             if len(seen) > self._settings.max_redirects:
                 raise FetchError(SkipReason.FETCH_REDIRECTS, f"more than {self._settings.max_redirects}")
 
-    async def _body(self, response: aiohttp.ClientResponse, clock: Clock, portion: Portion) -> bytes:
+    async def _body(
+        self, response: aiohttp.ClientResponse, clock: Clock, portion: Portion, slot: AsyncExitStack
+    ) -> bytes:
         _check_status(response)
         if self._opted_out(response.headers):
             raise FetchError(SkipReason.FETCH_OPTED_OUT, response.headers["X-Robots-Tag"])
@@ -205,6 +214,8 @@ class FetchSession:
         async for chunk in response.content.iter_any():
             if len(data) + len(chunk) > limit:
                 raise FetchError(SkipReason.FETCH_TOO_LARGE, f"more than {limit} bytes")
+            if not portion.has_room(len(chunk)):
+                await slot.aclose()  # it waits for the due one, which may need the slot
             with clock.paused():
                 await portion.take(len(chunk))
             data += chunk
@@ -247,11 +258,10 @@ def _checked(url: URL) -> URL:
 
 def _check_status(response: aiohttp.ClientResponse) -> None:
     status, said = response.status, f"{response.status} {response.reason}"
-    if status == TOO_MANY_REQUESTS or status >= 500:
+    if status in LATER or status >= 500:
         after = response.headers.get("Retry-After", "")
         wait = float(after) if after.isascii() and after.isdigit() else 0.0
-        reason = SkipReason.FETCH_TOO_MANY_REQUESTS if status < 500 else SkipReason.FETCH_SERVER_ERROR
-        raise FetchError(reason, said, again=True, wait=wait)
+        raise FetchError(LATER.get(status, SkipReason.FETCH_SERVER_ERROR), said, again=True, wait=wait)
     if status in NOT_FOUND:
         raise FetchError(SkipReason.FETCH_NOT_FOUND, said)
     if status >= 400:

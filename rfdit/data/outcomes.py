@@ -59,7 +59,6 @@ class Outcomes:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            os.utime(path)  # the file in use is the newest
         self._close = weakref.finalize(self, os.close, self._file)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +89,8 @@ class Outcomes:
     def _read(self, row: int) -> tuple[int, int]:
         record = os.pread(self._file, RECORD.size, row * RECORD.size)
         code, when = RECORD.unpack(record) if len(record) == RECORD.size else (UNKNOWN, 0)
-        return code, when
+        # What only another version has a name for, or nobody, is asked again.
+        return (code, when) if code < len(CAUSES) + 2 else (UNKNOWN, 0)
 
 
 def count_outcomes(path: Path) -> tuple[int, Counter[str]]:

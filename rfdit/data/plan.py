@@ -85,18 +85,26 @@ class PlannedBatch:
         return [self.bucket.number(index) for index in self.indices]
 
     def substitutes(self, row: int) -> Iterator[int]:
-        """Numbers to try in turn for a sample that cannot be used: of its shard at first, then any.
+        """Numbers to try in turn for a sample that cannot be used: of its shard at first, then of any.
 
         Drawn from the sample's own index, so that bad samples that lie side by side get different ones.
+        The other shards are drawn from its shard: of one that is gone, all samples need the same few.
         """
         index = self.indices[row]
+        shard = self.bucket.shard_of(index)
         tried = {index}
         for attempt in range(ATTEMPTS):
-            start, size = self.bucket.shard_of(index) if attempt < NEAR else (0, len(self.bucket))
+            start, size = shard if attempt < NEAR else self._other_shard(shard[0], attempt)
             candidate = start + randrange(size, seed=index, purpose=f"substitute/{attempt}")
             if candidate not in tried:
                 tried.add(candidate)
                 yield self.bucket.number(candidate)
+
+    def _other_shard(self, first: int, attempt: int) -> tuple[int, int]:
+        """As `Bucket.shard_of`, of a shard drawn for the one with this first index; the larger, the likelier."""
+        return self.bucket.shard_of(
+            randrange(len(self.bucket), seed=first, purpose=f"substitute_shard/{attempt}")
+        )
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 
 class RequestSlots:
@@ -19,13 +19,15 @@ class RequestSlots:
         self._users: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def one(self, host: str) -> AsyncIterator[None]:
-        """Holds a slot."""
+    async def one(self, host: str) -> AsyncIterator[AsyncExitStack]:
+        """Holds a slot, until it is closed."""
         self._users[host] += 1
         slots = self._hosts.setdefault(host, asyncio.Semaphore(self._per_host))
         try:
-            async with slots, self._all:
-                yield
+            async with AsyncExitStack() as slot:
+                await slot.enter_async_context(slots)
+                await slot.enter_async_context(self._all)
+                yield slot
         finally:
             self._users[host] -= 1
             if not self._users[host]:  # there are millions of hosts
@@ -68,7 +70,8 @@ class ByteBudget:
     """Lets samples that are worked on ahead hold `limit` bytes together, and the due one what it needs.
 
     They have places, 0, 1, ..., and come due in this order. Who waits for room gets it when another
-    sample is done with, or when it is due itself: so the order cannot lock up. Not thread-safe.
+    sample is done with, or when it is due itself: so the order cannot lock up, as long as who waits
+    holds nothing that the due one needs. Not thread-safe.
     """
 
     def __init__(self, limit: int) -> None:
@@ -79,11 +82,15 @@ class ByteBudget:
 
     async def take(self, place: int, size: int) -> None:
         """Waits for room for `size` more bytes."""
-        while place > self._due and self.total + size > self._limit:
+        while not self.has_room(place, size):
             self._changed.clear()
             await self._changed.wait()
         self._held[place] += size
         self.total += size
+
+    def has_room(self, place: int, size: int) -> bool:
+        """Whether `take` would not wait."""
+        return place <= self._due or self.total + size <= self._limit
 
     def give_back(self, place: int) -> None:
         """Whatever a place holds."""
@@ -105,6 +112,10 @@ class Portion:
     async def take(self, size: int) -> None:
         """Waits for room for `size` more bytes."""
         await self._budget.take(self._place, size)
+
+    def has_room(self, size: int) -> bool:
+        """Whether `take` would not wait."""
+        return self._budget.has_room(self._place, size)
 
     def reset(self) -> None:
         """Holds nothing any more."""

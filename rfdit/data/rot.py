@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rfdit.data.outcomes import Outcomes, count_outcomes
+from rfdit.data.unfinished_files import write_locked
 
 MOST_HOSTS = 10_000  # that are remembered; beyond that, those with the fewest dead are forgotten
 WORST_HOSTS = 20  # that a report names
@@ -99,10 +100,12 @@ class RotLog:
     def __init__(self, *, folder: str, every: float = 5.0) -> None:
         self.folder, self.every = Path(folder), every
         self._lock, self._pid, self._reports = threading.Lock(), os.getpid(), False
+        self._opened: set[Path] = set()  # files of outcomes
         self._begin()
 
     def _begin(self) -> None:
-        self._counts, self._written, self._changed = RotCounts(), time.monotonic(), False
+        self._counts: dict[Path, RotCounts] = {}  # of each file of outcomes
+        self._written, self._changed = time.monotonic(), False
         self._name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,20 +116,26 @@ class RotLog:
 
     def outcomes(self, tables: str, rules: str) -> Outcomes:
         """Of the rows of some tables. With new rules for what is alive, their old ones are forgotten."""
-        return Outcomes(self.folder / "rows" / tables / rules)
+        path = self.folder / "rows" / tables / rules
+        self._opened.add(path)
+        return Outcomes(path)
 
-    def add(self, url: str, cause: str | None, *, before: str | None) -> None:
-        """A URL's cause of death, None if it is alive, now and before; from any thread."""
+    def add(self, url: str, cause: str | None, *, before: str | None, rows: Path) -> None:
+        """A URL's cause of death, None if it is alive, now and before; from any thread.
+
+        rows: the file of its outcomes.
+        """
         if cause == before:
             return
         with self._lock:
             if os.getpid() != self._pid:  # forked: what was counted before is the parent's
                 self._pid = os.getpid()
                 self._begin()
+            counts = self._counts.setdefault(rows, RotCounts())
             if before is not None:
-                self._counts.add_host(url, before, -1)
+                counts.add_host(url, before, -1)
             if cause is not None:
-                self._counts.add_host(url, cause)
+                counts.add_host(url, cause)
             self._changed = True
         if time.monotonic() - self._written > self.every:
             self.flush()
@@ -136,20 +145,20 @@ class RotLog:
         with self._lock:
             if not self._changed or os.getpid() != self._pid:
                 return
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "hosts" / self._name, self._counts.as_dict())
+            for rows, counts in self._counts.items():
+                write_json(_hosts_folder(rows) / self._name, counts.as_dict())
             self._written, self._changed = time.monotonic(), False
 
     def total(self) -> RotCounts:
-        """What all processes have written, in this run and those that it resumes."""
+        """What all processes have written of the rows opened here, in this run and those that it resumes."""
         self.flush()
         counts = RotCounts()
-        for path in sorted((self.folder / "hosts").glob("*.json")):
-            counts.merge(json.loads(path.read_text()))
-        counts.hosts = {host: dead for host, causes in counts.hosts.items() if (dead := +causes)}
-        for tables in (self.folder / "rows").glob("*"):
-            alive, dead = count_outcomes(max(tables.iterdir(), key=lambda path: path.stat().st_mtime_ns))
+        for rows in self._opened:
+            for path in sorted(_hosts_folder(rows).glob("*.json")):
+                counts.merge(json.loads(path.read_text()))
+            alive, dead = count_outcomes(rows)
             counts.merge({"alive": alive, "dead": dead, "hosts": {}})
+        counts.hosts = {host: dead for host, causes in counts.hosts.items() if (dead := +causes)}
         return counts
 
     def report_at_exit(self) -> None:
@@ -161,11 +170,21 @@ class RotLog:
     def _report(self) -> None:
         if os.getpid() != self._pid:
             return
-        counts = self.total()
-        if counts.alive or counts.dead:
+        try:
+            counts = self.total()
+            if not counts.alive and not counts.dead:
+                return
             counts.write(self.folder / "rot.json")
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"{counts.summary()}; see {self.folder / 'rot.json'}", flush=True)
+        except (OSError, ValueError) as error:  # at its end a run is not stopped by a folder that is gone
+            print(f"{self.folder / 'rot.json'} could not be written: {error}", flush=True)
+            return
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{counts.summary()}; see {self.folder / 'rot.json'}", flush=True)
+
+
+def _hosts_folder(rows: Path) -> Path:
+    """Where processes write down at which hosts the rows of a file of outcomes died."""
+    return rows.with_name(f"{rows.name}.hosts")
 
 
 def _host(url: str) -> str:
@@ -177,7 +196,5 @@ def _host(url: str) -> str:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(data, indent=2) + "\n")
-    part.replace(path)
+    text = json.dumps(data, indent=2) + "\n"
+    write_locked(path, lambda file: file.write(text.encode()))

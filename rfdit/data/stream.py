@@ -15,7 +15,7 @@ from rfdit.data.skips import SkipCounts, SkippedSampleError, SkipReason
 from rfdit.data.source import Source, SubstitutingSource
 from rfdit.randomness import SampleGenerator
 
-TOGETHER = 4  # substitutes that are asked for at once, where the source has not found one
+TOGETHER = 4  # substitutes that a source which waits is asked for at once, where it has not found one
 MANY, MAX_BAD = 1000, 0.95  # samples in turn, and the share of bad ones among them that ends a run
 
 
@@ -131,8 +131,9 @@ class Stream(IterableDataset[Batch]):
         if skipped.substitute is not None:
             yield skipped.substitute
         candidates = batch.substitutes(row)
-        # A few at once: a source that waits for servers asks for them together.
-        while some := list(itertools.islice(candidates, TOGETHER)):
+        # A source that waits for servers asks for a few together; to another, more than needed is only work.
+        together = TOGETHER if isinstance(self.source, SubstitutingSource) else 1
+        while some := list(itertools.islice(candidates, together)):
             yield from self.source.samples(some)
 
     def _decode(self, raw: RawSample | SkippedSampleError, batch: PlannedBatch) -> Sample:

@@ -111,8 +111,9 @@ class UrlRows:
 
     def _put_down(self, number: int, url: str, cause: SkipReason | None) -> None:
         before = self._outcomes.put(number, cause)
-        if self._settings.rot is not None:
-            self._settings.rot.add(url, cause, before=before)
+        rot, rows = self._settings.rot, self._outcomes.path
+        if rot is not None and rows is not None:
+            rot.add(url, cause, before=before, rows=rows)
 
     def _made(self, key: str, row: Row, data: bytes) -> RawSample:
         extension, caption = image_extension(data), caption_of(row, self._settings.columns["caption"])

@@ -47,7 +47,7 @@ class UrlTables:
         that a slow URL that is due does not let the others wait.
     ahead_bytes: that their images may take; fetching waits for room. The due one may exceed it.
     ask_again: seconds for which a URL is left alone whose server failed in a way that may pass (time
-        limits, 5xx, 429, broken connections). One that is dead otherwise is not asked again.
+        limits, 5xx, 408, 425, 429, broken connections). One that is dead otherwise is not asked again.
     check_digests: whether images whose md5 or sha256 the rows tell must have it.
     index_folder: where it is kept which rows are wanted, and those rows for random access; None is a
         folder in `cache_root()`.
@@ -126,7 +126,8 @@ class UrlTables:
         if self.rot is None:
             return Outcomes(None)
         tables = [table.name for table in rows.tables]
-        rules = [self.fetcher.rules, self.row_settings.digests, self.columns["url"]]
+        digests = self.row_settings.digests
+        rules = [self.fetcher.rules, digests, {name: self.columns[name] for name in ("url", *digests)}]
         return self.rot.outcomes(_digest(tables), _digest(rules))
 
 

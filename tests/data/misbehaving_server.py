@@ -136,6 +136,8 @@ class MisbehavingServer:
             "not_found": lambda: answer(b"no", "404 Not Found"),
             "gone": lambda: answer(b"no", "410 Gone"),
             "forbidden": lambda: answer(b"no", "403 Forbidden"),
+            "timed_out": lambda: answer(b"no", "408 Request Timeout"),
+            "too_early": lambda: answer(b"no", "425 Too Early"),
             "flaky": lambda: answer(b"no", "500 Oops") if first else answer(jpg),
             "cut_once": lambda: answer(jpg[:-50] if first else jpg, length=len(jpg)),
             "broken": lambda: answer(b"no", "503 Unavailable"),

@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rfdit.data.fetch import Fetcher
 from rfdit.data.filters import Filters
 from rfdit.data.folder_cache import FolderCache
 from rfdit.data.request_limits import ByteBudget
-from rfdit.data.rot import RotLog
+from rfdit.data.rot import RotLog, write_json
 from rfdit.data.skips import SkippedSampleError
 from rfdit.data.url_rows import Found
 from rfdit.data.url_table import UrlSource, UrlTables
@@ -199,3 +201,64 @@ def test_waiting_for_room_is_not_the_servers_fault(opened: Open) -> None:
     found += samples
     assert [told(sample) for sample in found] == paths
     assert [sample["bmp"] == picture(i, "bmp", side=700) for i, sample in enumerate(found)] == [True] * 4
+
+
+def in_time(work: Callable[[], list[str]]) -> list[str]:
+    """What it returns; fails if that takes for ever."""
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.extend(work()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "it is locked up"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "substitute"),
+    [("/flaky/0", None), ("/redirect/0", None), ("/not_found/0", "/large/39")],
+)
+def test_what_waits_for_room_leaves_its_turn_to_the_due_one(
+    opened: Open, first: str, substitute: str | None
+) -> None:
+    """To its next attempt, the end of its redirect, and its substitute."""
+    paths = [first, *(f"/large/{i}" for i in range(1, 40))]
+    source = opened(paths, ahead=32, ahead_bytes=8 * 10**6, fetcher={"per_host": 4, "retries": 2})
+
+    def work() -> list[str]:
+        found = list(source.samples_or_substitutes((n, iter([39])) for n in range(40)))
+        spare = found[0].substitute if isinstance(found[0], SkippedSampleError) else None
+        assert (spare and told(spare)) == substitute
+        return [told(sample) for sample in found]
+
+    assert in_time(work) == ["fetch_not_found" if substitute else first, *paths[1:]]
+
+
+def test_what_waits_for_room_leaves_its_turn_to_what_is_asked_for_in_between(opened: Open) -> None:
+    """As a stream does for an image that cannot be decoded."""
+    paths = [f"/large/{i}" for i in range(40)]
+    source = opened(paths, ahead=32, ahead_bytes=8 * 10**6, fetcher={"per_host": 4})
+    samples = source.samples(range(40))
+    assert told(next(samples)) == paths[0]
+    time.sleep(0.5)  # until the others wait for room
+    assert in_time(lambda: read(source, [36, 37, 38, 39])) == paths[36:]
+    assert in_time(lambda: [told(sample) for sample in samples]) == paths[1:]
+
+
+def test_writers_of_one_report_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """They may have the same number, each in its container."""
+    path = tmp_path / "rot.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_json(path, {"urls": n}), range(400)))
+    assert json.loads(path.read_text())["urls"] in range(400)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_that_cannot_be_written_is_told_in_a_line(
+    opened: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = opened(["/ok/0"])
+    assert read(source, [0]) == ["/ok/0"]
+    (tmp_path / "rot/rot.json").mkdir()
+    assert source.reader.rot is not None
+    source.reader.rot._report()
+    assert "rot.json could not be written: " in capsys.readouterr().out

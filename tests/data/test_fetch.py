@@ -75,6 +75,8 @@ CAUSES = {
     "gone": (SkipReason.FETCH_NOT_FOUND, 1),
     "forbidden": (SkipReason.FETCH_FORBIDDEN, 1),
     "broken": (SkipReason.FETCH_SERVER_ERROR, 3),
+    "timed_out": (SkipReason.FETCH_TIMEOUT, 3),
+    "too_early": (SkipReason.FETCH_SERVER_ERROR, 3),
     "busy": (SkipReason.FETCH_TOO_MANY_REQUESTS, 3),
     "busy_long": (SkipReason.FETCH_TOO_MANY_REQUESTS, 1),  # it says that it will not help
     "garbage": (SkipReason.FETCH_SERVER_ERROR, 1),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rfdit.data.outcomes import CAUSES, PASSING, Outcomes, count_outcomes
+from rfdit.data.outcomes import CAUSES, PASSING, RECORD, Outcomes, count_outcomes
 from rfdit.data.skips import SkipReason
 
 
@@ -64,6 +64,15 @@ def test_rows_are_counted_by_what_became_of_them(tmp_path: Path, monkeypatch: py
         outcomes.put(row, SkipReason.FETCH_TIMEOUT)
     outcomes.put(5, SkipReason.FETCH_HASH)
     assert count_outcomes(tmp_path / "rows") == (3, {"fetch_timeout": 3, "fetch_hash": 1})
+
+
+def test_a_code_without_a_name_is_asked_again(tmp_path: Path) -> None:
+    outcomes = Outcomes(tmp_path / "rows")
+    (tmp_path / "rows").write_bytes(RECORD.pack(len(CAUSES) + 2, 1) + RECORD.pack(255, 1))
+    assert [outcomes.cause(row, ask_again=60) for row in (0, 1)] == [None, None]
+    assert count_outcomes(tmp_path / "rows") == (0, {})
+    assert outcomes.put(1, SkipReason.FETCH_HASH) is None
+    assert outcomes.cause(1, ask_again=60) == SkipReason.FETCH_HASH
 
 
 def test_what_nothing_is_known_of_takes_no_room(tmp_path: Path) -> None:

@@ -195,5 +195,18 @@ def test_substitutes_are_others_of_the_shard_at_first(shard_sizes: list[int]) ->
 
 
 def test_neighbours_get_different_substitutes() -> None:
-    batch = PlannedBatch(whole([1000]), positions=range(20), indices=range(20))
+    batch = PlannedBatch(whole([1000] * 10), positions=range(20), indices=range(20))
     assert len({next(batch.substitutes(row)) for row in range(20)}) > 15
+    # Where their shard is gone as well: then all from one shard, each attempt from another.
+    elsewhere = [
+        list(itertools.islice((n for n in batch.substitutes(row) if n >= 1000), 3)) for row in range(20)
+    ]
+    assert len({first for first, *_ in elsewhere}) > 15
+    for same_attempt in zip(*elsewhere, strict=True):
+        assert len({number // 1000 for number in same_attempt}) == 1
+
+
+def test_the_shards_that_stand_in_for_shards_differ() -> None:
+    batch = PlannedBatch(whole([20] * 100), positions=range(100), indices=range(0, 2000, 20))
+    first = [next(n for n in batch.substitutes(row) if n // 20 != row) // 20 for row in range(100)]
+    assert len(set(first)) > 50

@@ -12,12 +12,14 @@ from rfdit.data.datamodule import StreamDataModule
 from rfdit.data.decode import SampleDecoder
 from rfdit.data.filters import Filters
 from rfdit.data.folder_cache import ENTRY
+from rfdit.data.index import write_indexes
 from rfdit.data.plan import Bucket, EndlessPlan, FinitePlan
 from rfdit.data.remote import UnreadableShardError, identity
 from rfdit.data.skips import SkippedSampleError
 from rfdit.data.spool import Spool
 from rfdit.data.stream import Stream
 from rfdit.data.tar_source import TarReader
+from rfdit.data.usable import Usable
 from tests.data.conftest import Files, write_tar
 from tests.data.counting_server import Handler, counting_server
 
@@ -171,3 +173,24 @@ def test_a_spool_that_is_smaller_than_a_group_is_named(
     (warning,) = said(3.5, urls, 4)
     assert f"is less than the {4 * size / 1000:.1f} kB of 4 shards that are mixed with each other" in warning
     assert said(3.5, urls, 3) == said(1.5, [str(tmp_path / name) for name in names], 6) == []
+
+
+def test_a_shard_that_vanishes_does_not_copy_all_the_others(
+    write_numbered: WriteNumbered, server: str, tmp_path: Path
+) -> None:
+    names = [Path(shard).name for shard in write_numbered([40] * 16)]
+    size = (tmp_path / names[0]).stat().st_size
+    urls = [f"{server}/{name}" for name in names]
+    write_indexes([str(tmp_path / name) for name in names], reader=TarReader(), usable=Usable())
+    reader = TarReader(cache=str(tmp_path / "cache"), spool_gb=4.5 * size / 1e9)
+    source = reader(urls, filters=Filters())
+    (tmp_path / names[5]).unlink()
+    plan = EndlessPlan([Bucket((8, 8), source.shard_sizes)], seed=0, shuffle_shards=2, batch_size=40, ranks=1)
+    batches = iter(Stream(source=source, plan=plan, decoder=SampleDecoder(), seed=0))
+    with pytest.warns(UserWarning, match=f"{names[5]}.*left out"):
+        keys = [int(key) for _ in range(16) for key in next(batches).keys or []]
+    batches.close()  # type: ignore[attr-defined]
+    assert len(keys) == 16 * 40
+    assert set(keys) == set(range(16 * 40)) - set(range(200, 240))
+    copies = sum(count for name, count in Handler.asked.items() if name.endswith(".tar"))
+    assert copies < 2 * 16  # of those that stand in, and of the next epoch's first, some come again

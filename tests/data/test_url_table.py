@@ -295,6 +295,38 @@ def test_digests_in_the_table_are_compared(
     assert captions(loose, range(3)) == ["row 0", "row 1", "row 2"]
 
 
+def test_digests_from_another_column_begin_anew(
+    server: MisbehavingServer, write_table: Any, make_reader: Any, tmp_path: Path
+) -> None:
+    rows = good(server, 3)
+    for i, row in enumerate(rows):
+        row["md5"], row["of_image"] = "of the caption", hashlib.md5(picture(i)).hexdigest()
+    path, folder = write_table(rows), str(tmp_path / "rot")
+    found = captions(make_reader(rot=RotLog(folder=folder))([path], filters=ALL), range(3))
+    assert found == [SkipReason.FETCH_HASH] * 3
+    reader = make_reader(rot=RotLog(folder=folder), columns={"md5": "of_image"})
+    assert captions(reader([path], filters=ALL), range(3)) == ["row 0", "row 1", "row 2"]
+
+
+def test_the_report_is_of_the_tables_that_are_read_now(
+    server: MisbehavingServer, write_table: Any, make_reader: Any, tmp_path: Path
+) -> None:
+    path = write_table(rows_of(server, ["/ok/0", "/not_found/1", "/not_found/2", "/ok/3"]))
+
+    def report(*filters: Filters) -> tuple[str, int]:
+        reader = make_reader(rot=RotLog(folder=str(tmp_path / "rot")))
+        for each in filters:
+            captions(reader([path], filters=each), range(2))
+        counts = reader.rot.total()
+        return counts.summary(), counts.report()["worst_hosts"]["127.0.0.1"]["dead"]
+
+    alone = "1 of 2 URLs alive; dead: 1 fetch_not_found", 1
+    assert report(ALL) == alone
+    assert report(Filters(max_caption=100)) == alone
+    assert report(ALL) == alone  # as it was
+    assert report(ALL, Filters(max_caption=100)) == ("2 of 4 URLs alive; dead: 2 fetch_not_found", 2)
+
+
 def test_rows_that_say_too_little(server: MisbehavingServer, write_table: Any, reader: UrlTables) -> None:
     rows = good(server, 3)
     rows[0]["URL"], rows[1]["TEXT"] = None, None
