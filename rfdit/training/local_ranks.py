@@ -112,8 +112,8 @@ class LocalRanks:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        in_order = error is None or (isinstance(error, SystemExit) and error.code in STOPPED)
-        failed = None if in_order else self._end(error)
+        in_order = isinstance(error, SystemExit) and error.code in STOPPED
+        failed = None if error is None or in_order else self._end(error)
         for rank in self._ranks:
             rank.wait()
         if torch.distributed.is_initialized() and not self._grouped:
