@@ -10,10 +10,11 @@ from PIL import Image
 from rfdit.config import build
 from rfdit.grid import to_pil
 from rfdit.hub import hub_is_reachable
-from rfdit.interchange.folder import CONFIG, WEIGHTS, check_targets, is_folder, read_folder, travelling
+from rfdit.interchange.folder import CONFIG, WEIGHTS, is_folder, read_folder, travelling
 from rfdit.sample import load_pipeline
 from rfdit.sampler import Pipeline, Sampler, Solver
 from rfdit.training.checkpoint import SavedRun, find_checkpoint, read_checkpoint
+from rfdit.trusted import check_targets
 
 CFG = "rfdit.sampler.ClassifierFree"  # where a run had no guidance of its own
 

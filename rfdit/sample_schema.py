@@ -37,6 +37,7 @@ class SampleConfig:
     precision: str
     out: str | None
     columns: int | None
+    packages: list[str]
     sampler: Any
     guidance: Any
     use: Any

@@ -30,7 +30,7 @@ from rfdit.training.checkpoint import (
 )
 from rfdit.training.fp8 import check_fp8
 from rfdit.training.fully_sharded import starts_empty
-from rfdit.training.local_ranks import LocalRanks
+from rfdit.training.local_ranks import LocalRanks, check_ranks
 from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
@@ -112,7 +112,8 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
     if config["fp8"]:
         check_fp8(device)
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
-    with LocalRanks(command=rank_command(run_dir), count=devices, nodes=nodes) as ranks:
+    check_ranks(devices, nodes)
+    with LocalRanks(command=rank_command(run_dir), count=devices) as ranks:
         training = build_training(config)
         if resume is not None:
             _check_resume(resume, training, config)

@@ -231,3 +231,13 @@ def test_build_gives_the_constructors_own_sentence() -> None:
     node = {"_target_": "rfdit.sampler.ClassifierFree", "scale": -1}
     with pytest.raises(ValueError, match=r"^guidance.scale=-1 must not be negative$"):
         build(node)
+
+
+def test_a_checkpoint_that_would_run_something_else_is_refused(cli: CommandLine, run: Path) -> None:
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    saved["rfdit"]["config"]["model"] = {"_target_": "os.system", "command": "touch ran"}
+    torch.save(saved, "strange.ckpt")
+    assert "model._target_=os.system is no class of rfdit, and nothing else is run" in cli.error(
+        "sample", "ckpt=strange.ckpt", "prompts=[a]"
+    )
+    assert not Path("ran").exists()

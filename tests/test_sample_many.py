@@ -83,7 +83,9 @@ def test_only_what_is_missing_is_made(cli: CommandLine, run: str) -> None:
     whole = files("out")
     Path("out/00001.tar").unlink()
     untouched = Path("out/00000.tar").stat().st_mtime_ns
-    Path("out/.00001.tar-abc.partial").write_bytes(b"what a killed run has left")
+    left = Path("out/.00001.tar-abcd_123.partial")
+    left.write_bytes(b"what a killed run has left")
+    os.utime(left, (0, 0))  # long ago
     cli.sample(*request)
     assert files("out") == whole
     assert Path("out/00000.tar").stat().st_mtime_ns == untouched
@@ -102,7 +104,7 @@ def test_other_pictures_are_not_mixed_in(cli: CommandLine, run: str) -> None:
 def test_another_launcher_must_start_as_many(
     cli: CommandLine, run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
     message = cli.error("sample", run, PROMPTS, "devices=2")
     assert message.startswith("devices=2, and another launcher has started 1 process(es) of this")
     assert cli.error("sample", run, PROMPTS, "devices=0") == "devices=0 must be at least 1"

@@ -203,7 +203,9 @@ def test_dit_on_labels(cli: CommandLine, emoji_shard: Path) -> None:
     assert saved["state_dict"]["network.conditioner.table.weight"].shape == (10, 24)
     cli.sample("ckpt=run", "labels=[0,8]", "out=out")
     assert "trained on class labels" in cli.error("sample", "ckpt=run", "prompts=[a]")
-    assert "class labels must be 0 to 8" in cli.error("sample", "ckpt=run", "labels=[9]")
+    assert "9 is no class of this model, whose classes are 0 to 8" in cli.error(
+        "sample", "ckpt=run", "labels=[9]"
+    )
 
 
 @pytest.mark.parametrize("model", [["model=mmdit"], ["model=dit"]])

@@ -13,6 +13,9 @@ from rfdit.sampler import Pipeline
 from rfdit.sampling.place import Place
 from rfdit.training.checkpoint import SavedRun, find_checkpoint, newest_run, read_checkpoint
 from rfdit.training.trainer import pick_device, pick_precision
+from rfdit.trusted import check_targets
+
+BUILT = ("model", "conditioner", "text_encoder", "autoencoder")  # of a checkpoint's configuration
 
 
 def open_checkpoint(ckpt: str | None) -> SavedRun:
@@ -33,13 +36,17 @@ def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Netwo
 
 
 def load_pipeline(saved: SavedRun, config: dict[str, Any], place: Place | None = None) -> Pipeline:
-    """The pipeline that `sample.yaml` asks for, around the saved network."""
+    """The pipeline that `sample.yaml` asks for, around the saved network.
+
+    Raises ValueError if the checkpoint's configuration names anything but classes of `packages`.
+    """
     trained = json.loads(json.dumps(saved.config))  # a copy: the encoders' places may change below
     for encoder in ("autoencoder", "text_encoder"):
         if config[encoder]["source"] is not None:
             trained[encoder]["source"] = config[encoder]["source"]
     if "encoder" in trained["conditioner"]:
         trained["conditioner"]["encoder"] = trained["text_encoder"]
+    check_targets({part: trained.get(part) for part in BUILT}, config.get("packages", ["rfdit"]))
     device = (place or Place(0, 1)).device(pick_device(config["accelerator"], "accelerator"))
     height, width = latent_size(trained, config.get("resolution"))
     network = load_network(saved, trained, config["weights"]).to(device)

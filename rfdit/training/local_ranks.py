@@ -33,6 +33,21 @@ def is_placed() -> bool:
     return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not in_shell
 
 
+def check_ranks(devices: int, nodes: int) -> None:
+    """Raises ValueError for several machines without a launcher, and where one has started another number of ranks."""
+    if nodes > 1 and not is_placed():
+        raise ValueError(
+            f"trainer.num_nodes={nodes} needs torchrun or a scheduler on each machine to start its ranks; "
+            "without one use trainer.num_nodes=1"
+        )
+    placed = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+    if is_placed() and placed is not None and int(placed) != devices * nodes:
+        raise ValueError(
+            f"trainer.devices={devices} times trainer.num_nodes={nodes} is not the number of ranks that were "
+            f"started, {placed}; give those of each machine and the number of machines"
+        )
+
+
 class RankFailedError(ValueError):
     """Another rank failed, and said why."""
 
@@ -42,26 +57,13 @@ class LocalRanks:
 
     command: starts another rank; it must not start ranks in turn, which LOCAL_RANK tells it.
     count: 1, or a launcher that has placed this process already, makes the context do nothing.
-    nodes: machines. Raises ValueError for more than one without a launcher, and where a launcher has
-        started another number of ranks than count x nodes.
 
     The others start with `start()`, so that what is wrong with a configuration is said once. A rank
     that fails ends all: none is left waiting for it. Lightning's own launcher repeats the command line,
     which under Hydra's multirun is the whole sweep.
     """
 
-    def __init__(self, *, command: Sequence[str], count: int, nodes: int = 1) -> None:
-        if nodes > 1 and not is_placed():
-            raise ValueError(
-                f"trainer.num_nodes={nodes} needs torchrun or a scheduler on each machine to start its ranks; "
-                "without one use trainer.num_nodes=1"
-            )
-        placed = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
-        if is_placed() and placed is not None and int(placed) != count * nodes:
-            raise ValueError(
-                f"trainer.devices={count} times trainer.num_nodes={nodes} is not the number of ranks that were "
-                f"started, {placed}; give those of each machine and the number of machines"
-            )
+    def __init__(self, *, command: Sequence[str], count: int) -> None:
         self.command = list(command)
         self.count = 1 if is_placed() else count
         self._ranks: list[subprocess.Popen[bytes]] = []

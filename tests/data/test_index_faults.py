@@ -1,6 +1,7 @@
 """Indexes and shards that are wrong, late or in the way: each is noticed, and the next start can put it right."""
 
 import json
+import os
 import threading
 import time
 import warnings
@@ -211,6 +212,8 @@ def test_what_a_killed_writer_of_indexes_left_is_removed_and_nothing_else(
     left, strange = tmp_path / ".0.tar.idx-abcd_123.partial", tmp_path / ".photos.partial"
     left.touch()
     strange.touch()
+    for file in (left, strange):
+        os.utime(file, (0, 0))  # long ago
     assert write_indexes([shard], reader=TarReader(cache=str(tmp_path / "c")), usable=Usable()) == []
     assert not left.exists()
     assert strange.exists()

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rfdit.training.local_ranks import PLACE, LocalRanks, RankFailedError, is_placed
+from rfdit.training.local_ranks import PLACE, LocalRanks, RankFailedError, check_ranks, is_placed
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_another_number_of_ranks_was_started(
     with pytest.raises(
         ValueError, match=rf"trainer\.devices={devices} .* number of ranks that were started, 2"
     ):
-        LocalRanks(command=[], count=devices)
+        check_ranks(devices, 1)
 
 
 def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next() -> None:
@@ -54,7 +54,7 @@ def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next() -> None:
 
 def test_several_machines_need_a_launcher() -> None:
     with pytest.raises(ValueError, match=r"trainer\.num_nodes=2 needs torchrun or a scheduler"):
-        LocalRanks(command=[], count=8, nodes=2)
+        check_ranks(8, 2)
 
 
 def test_each_rank_is_told_its_place_and_the_environment_is_put_back(
