@@ -28,6 +28,7 @@ LAYERS = [
         "protocols",
         "resolvers",
         "sample_schema",
+        "trusted",
     ],
     ["model", "objective", "autoencoder", "text_encoder", "data", "conditioning"],
     ["network"],
