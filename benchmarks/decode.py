@@ -1,7 +1,7 @@
 """Times decoders of JPEGs on the way from bytes to the resized picture that training sees.
 
     python benchmarks/decode.py SHARDS --resolution 256
-    pip install --target /tmp/jpeg simplejpeg PyTurboJPEG && PYTHONPATH=/tmp/jpeg python benchmarks/decode.py ...
+    pip install --target jpeg simplejpeg PyTurboJPEG && PYTHONPATH=jpeg python benchmarks/decode.py ...
 
 All decode the same pictures of the tar shards in one thread and in turns, and share what comes after
 decoding: Pillow's antialiased resize and centre crop. Medians are printed, with the ratio to what
