@@ -110,6 +110,7 @@ def load(
         "batch_size": batch_size,
         "autoencoder": {"source": autoencoder},
         "text_encoder": {"source": text_encoder},
+        "packages": list(packages),
     }
     return Model(saved=saved, pipeline=load_pipeline(saved, settings))
 

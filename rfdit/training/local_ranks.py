@@ -18,10 +18,8 @@ PLACE = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", 
 INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs that are shells, in which nothing places ranks
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
 SECONDS_TO_END = 30  # that the other ranks get when this one is done or has failed
-STOPPED = {
-    128 + signal.SIGINT,
-    128 + signal.SIGTERM,
-}  # exit codes of ranks that a signal has ended in good order
+# Exit codes of ranks that a signal has ended in good order.
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 PARENT = "RFDIT_PARENT"  # the process that started a rank
 
 

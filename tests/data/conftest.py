@@ -1,13 +1,15 @@
 """Small shards whose samples say their number."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from webdataset import TarWriter
+
+from tests.data.counting_server import counting_server
 
 Files = dict[str, str | bytes]
 
@@ -61,3 +63,16 @@ def write_numbered(
         ]
 
     return write
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are tried again at once."""
+    monkeypatch.setattr("rfdit.data.remote.PAUSES", (0.0, 0.0))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that gives the files of `tmp_path` and counts what it is asked for."""
+    with counting_server(tmp_path) as url:
+        yield url

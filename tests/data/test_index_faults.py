@@ -5,7 +5,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,20 +23,11 @@ from rfdit.data.tar_source import TarReader, TarSource
 from rfdit.data.usable import Usable
 from rfdit.data.write_tar import write_tar as pack_tar
 from tests.data.conftest import Files, write_tar
-from tests.data.counting_server import Handler, counting_server
+from tests.data.counting_server import Handler
 
 MakeSample = Callable[[int], Files]
 
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfdit.data.remote.PAUSES", (0.0, 0.0))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with counting_server(tmp_path) as url:
-        yield url
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 class SlowHandler(SimpleHTTPRequestHandler):

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,20 +21,11 @@ from rfdit.data.stream import Stream
 from rfdit.data.tar_source import TarReader
 from rfdit.data.usable import Usable
 from tests.data.conftest import Files, write_tar
-from tests.data.counting_server import Handler, counting_server
+from tests.data.counting_server import Handler
 
 WriteNumbered = Callable[[Sequence[int]], list[str]]
 
-
-@pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfdit.data.remote.PAUSES", (0.0, 0.0))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    with counting_server(tmp_path) as url:
-        yield url
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def test_shards_over_http(write_numbered: WriteNumbered, server: str, tmp_path: Path) -> None:
