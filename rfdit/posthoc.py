@@ -14,6 +14,8 @@ from rfdit.ema.snapshots import Snapshot, read_snapshots
 from rfdit.sample import open_checkpoint
 from rfdit.training.checkpoint import AtomicCheckpointIO, SavedRun
 
+POOR = 0.1  # share of a profile; between the kept lengths and up to half as long again it is a few hundredths
+
 
 def find_snapshots(folder: Path) -> dict[Path, Snapshot]:
     """A run's snapshots by file; raises ValueError if there are none, or they do not belong together."""
@@ -71,6 +73,12 @@ def posthoc(cfg: DictConfig) -> Path:
     stored = [PowerProfile(power=power_of(mark.std, setting="std"), end=mark.updates) for mark in marks]
     # All averages began at the same step, the run's first unless profiles were added later.
     found = fit(stored, PowerProfile(power=power, end=step - marks[0].step + marks[0].updates))
+    if found.error > POOR:
+        print(
+            f"std={std:g} is far from what the snapshots' profiles can add up to: {found.error:.0%} of its profile "
+            "is missed; take one nearer to theirs, or snapshots more often",
+            flush=True,
+        )
     out = Path(config["out"] or run / "posthoc" / f"std_{std:g}_step_{step:08d}.ckpt")
     write_average(out, saved, list(snapshots), found.coefficients.tolist(), step)
     print(

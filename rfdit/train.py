@@ -177,7 +177,7 @@ def _report(training: Training, run_dir: Path, overrides: list[str]) -> None:
 
 def _quiet() -> None:
     """Silences what is said at every start and helps nobody."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

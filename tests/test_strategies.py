@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rfdit.sample
 import rfdit.train
@@ -26,9 +28,9 @@ FOUR = "data.batch_size=4"
 STEPS = ["trainer.max_steps=20", "callbacks.checkpoints.every_n_steps=10"]
 
 
-def run(run_dir: Path, *overrides: str) -> Path:
+def run(run_dir: Path, *overrides: str, settings: Sequence[str] = SETTINGS) -> Path:
     """Trains; rank 0 is this process."""
-    arguments = ["train.py", f"run_dir={run_dir}", *SETTINGS, *STEPS, *overrides]
+    arguments = ["train.py", f"run_dir={run_dir}", *settings, *STEPS, *overrides]
     with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(run_dir.parent / "cache")):
         rfdit.train.main()
     return run_dir
@@ -147,6 +149,30 @@ def test_pictures_and_replicas_of_a_sharded_state(runs: Path) -> None:
     with patch.object(sys, "argv", arguments):
         rfdit.sample.main()
     assert (runs / "out/grid.png").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_looks_into_a_run_sees_whole_networks(tmp_path: Path, precision: str) -> None:
+    """Validation, grids, guards, muP and compiled blocks, where every rank holds parts."""
+    off = ("callbacks.grid=", "trainer.val_every", "trainer.precision=")
+    settings = [setting for setting in SETTINGS if not setting.startswith(off)]
+    options = [
+        "trainer.max_steps=4", "trainer.val_every_n_steps=2", "callbacks.grid.every_n_steps=4",
+        "callbacks.grid.count=2", "sampler.steps=2", "spikes=median", f"trainer.precision={precision}",
+        "optimizer=adamw_mup", f"compile={str(precision == 'bf16').lower()}",
+    ]  # fmt: skip
+    single = run(tmp_path / "single", FOUR, *options, settings=settings)
+    sharded = run(tmp_path / "sharded", "strategy=fsdp", *TWO, *options, settings=settings)
+    rows = [[r for r in metrics(folder) if r["val/loss"]] for folder in (single, sharded)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for name in ("val/loss", "train/grad_norm"):
+        values = [[float(row[name]) for row in of_run] for of_run in rows]
+        assert values[0] == pytest.approx(values[1], rel=1e-4 if precision == "fp32" else 2e-2)
+    grids = [
+        np.asarray(Image.open(folder / "samples/step_00000004.png")).astype(int)
+        for folder in (single, sharded)
+    ]
+    assert np.abs(grids[0] - grids[1]).max() <= (1 if precision == "fp32" else 24)
 
 
 def test_a_rank_that_fails_ends_the_run_with_what_it_said(tmp_path: Path) -> None:
