@@ -52,6 +52,11 @@ class DemoConfig:
     text_encoder: Source = field(default_factory=Source)
 
 
+def register_schema() -> None:
+    """Makes `DemoConfig` known to Hydra."""
+    ConfigStore.instance().store(name="demo_schema", node=DemoConfig)
+
+
 def make_painter(config: dict[str, Any]) -> Painter:
     """What the page's visitors share, from the validated `demo.yaml`."""
     saved = open_checkpoint(None) if config["ckpt"] is None else open_model(config["ckpt"])
@@ -137,7 +142,7 @@ def _main(cfg: DictConfig) -> None:
 def main() -> None:
     """The entry of `python -m rfdit.demo`."""
     register()
-    ConfigStore.instance().store(name="demo_schema", node=DemoConfig)
+    register_schema()
     with explain_errors("demo"):
         _main()
 

@@ -4,14 +4,11 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rfdit.playground import html
 from rfdit.playground.history import COLUMNS, History
 from rfdit.playground.painter import Glimpse, Painter, Painting
-
-if TYPE_CHECKING:
-    import gradio as gr
 
 RANDOM_SEEDS = 2**31
 WAITING = 20  # visitors in the queue; further ones are told to come back
@@ -88,13 +85,13 @@ class Page:
             css=CSS,
         )
 
-    def _fields(self) -> "dict[str, gr.components.Component]":
+    def _fields(self) -> dict[str, Any]:
         """The fields by the names of `Settings`, and the buttons."""
         import gradio as gr
 
         form = self.form
         solver, guidance = next(iter(form.solvers.values())), next(iter(form.guidances.values()))
-        fields: dict[str, gr.components.Component] = {}
+        fields: dict[str, Any] = {}
         if form.classes is None:
             fields["given"] = gr.Textbox(
                 label="Prompt",
@@ -112,7 +109,9 @@ class Page:
                 label="Negative prompt", placeholder="what to move away from", elem_id="negative", max_lines=4
             )
         with gr.Row():
-            fields["seed"] = gr.Textbox("0", label="Seed", elem_id="seed", max_lines=1, scale=2, min_width=110)
+            fields["seed"] = gr.Textbox(
+                "0", label="Seed", elem_id="seed", max_lines=1, scale=2, min_width=110
+            )
             self.random = gr.Button("Random", elem_id="random", min_width=104, scale=0)
             fields["count"] = gr.Number(1, label="Pictures", elem_id="count", min_width=80)
         with gr.Group(), gr.Row():
