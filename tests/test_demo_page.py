@@ -99,7 +99,7 @@ WATCH = """() => {
 def paint(page: Any, made: int) -> None:
     """Clicks, and waits for the painting of a number."""
     page.click("#paint")
-    page.wait_for_function("n => document.querySelectorAll('#table tbody tr').length == n", arg=made)
+    page.wait_for_function("n => document.querySelectorAll('#table [role=row][data-index]').length == n", arg=made)
     page.wait_for_selector("#status .done")
 
 
@@ -179,7 +179,7 @@ def test_a_visit(page: Any, tmp_path: Path) -> None:
     assert np.array_equal(painted(page), first)
     assert value(page, "command") == command
     # So does a row of the table.
-    page.locator("#table tbody tr").nth(0).locator("td").nth(2).click()
+    page.locator("#table [data-testid=cell-0-1]").click()
     page.wait_for_function("document.querySelector('#steps input').value == '3'")
     page.wait_for_selector("#scale", state="detached")
     assert value(page, "solver") == "sde"
