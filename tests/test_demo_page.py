@@ -99,7 +99,9 @@ WATCH = """() => {
 def paint(page: Any, made: int) -> None:
     """Clicks, and waits for the painting of a number."""
     page.click("#paint")
-    page.wait_for_function("n => document.querySelectorAll('#table [role=row][data-index]').length == n", arg=made)
+    page.wait_for_function(
+        "n => document.querySelectorAll('#table [role=row][data-index]').length == n", arg=made
+    )
     page.wait_for_selector("#status .done")
 
 

@@ -4,11 +4,12 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from rfdit.playground import html
 from rfdit.playground.history import COLUMNS, History
-from rfdit.playground.painter import Glimpse, Painter, Painting
+from rfdit.playground.painter import Glimpse, Painter, Painting, Stopped
 
 RANDOM_SEEDS = 2**31
 WAITING = 20  # visitors in the queue; further ones are told to come back
@@ -27,6 +28,7 @@ class Page:
         import gradio as gr
 
         self.painter, self.form = painter, painter.form
+        self._stops: dict[str | None, Event] = {}  # by visitor
         with gr.Blocks(title="rfdit", analytics_enabled=False) as self.blocks:
             gr.HTML(f'<h1>rfdit</h1><p class="about">{html.text(title)}</p>')
             with gr.Row(equal_height=False):
@@ -147,9 +149,19 @@ class Page:
         triggers = [self.paint.click]
         if isinstance(self.fields["given"], gr.Textbox):
             triggers += [self.fields["given"].submit, self.fields["negative"].submit]
-        painting = gr.on(
+
+        # gradio's own way to cancel would leave the sampling going.
+        def paint(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
+            self._stops[request.session_hash] = stop = Event()
+            yield from self._paint(stop, *values)
+
+        def end(request: gr.Request) -> None:
+            if stop := self._stops.get(request.session_hash):
+                stop.set()
+
+        gr.on(
             triggers,
-            self._paint,
+            paint,
             [*fields, self.history],
             [*shown, self.history, self.heading, self.gallery, self.table],
             show_progress="minimal",
@@ -157,7 +169,7 @@ class Page:
             api_visibility="private",
         )
         aside: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.stop.click(lambda: html.message("Stopped."), None, self.status, cancels=[painting], **aside)
+        self.stop.click(end, None, None, **aside)
         self.random.click(lambda: str(secrets.randbelow(RANDOM_SEEDS)), None, self.fields["seed"], **aside)
         own = [self.fields[name] for name in ("solver", "steps", "shift")]
         self.fields["solver"].input(self._choose_solver, self.fields["solver"], own, **aside)
@@ -173,14 +185,14 @@ class Page:
         self.gallery.select(restore_picture, self.history, [*fields, *shown], **aside)
         self.table.select(restore_row, self.history, [*fields, *shown], **aside)
 
-    def _paint(self, *values: Any) -> Iterator[dict[Any, Any]]:
+    def _paint(self, stop: Event, *values: Any) -> Iterator[dict[Any, Any]]:
         """From the fields' values and the history to the page's changes, as they come."""
         import gradio as gr
 
         *given, history = values
         yield {self.status: html.message("Sampling begins.")}
         try:
-            for event in self.painter(self.form.read(dict(zip(self.fields, given, strict=True)))):
+            for event in self.painter(self.form.read(dict(zip(self.fields, given, strict=True))), stop):
                 if isinstance(event, Glimpse):
                     yield {self.status: html.progress(event), self.pictures: html.pictures(event.images)}
                 else:
@@ -194,6 +206,8 @@ class Page:
                     }
         except ValueError as error:
             yield {self.status: html.error(str(error))}
+        except Stopped:
+            yield {self.status: html.message("Stopped.")}
 
     def _shown(self, painting: Painting) -> dict[Any, str]:
         seed = painting.settings.seed

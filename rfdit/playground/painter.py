@@ -115,14 +115,14 @@ class Painter:
         """The call of sample.py that makes the same pictures."""
         return shlex.join(["python", "sample.py", *self._model, *self.form.overrides(settings)])
 
-    def __call__(self, settings: Settings) -> Iterator[Glimpse | Painting]:
+    def __call__(self, settings: Settings, stop: Event | None = None) -> Iterator[Glimpse | Painting]:
         """Glimpses of the pictures, and at last the painting.
 
-        Sampling runs beside whoever iterates, and ends when the iterator is closed.
-        Raises ValueError for settings with which the model cannot paint.
+        Sampling runs beside whoever iterates, and ends when the iterator is closed or `stop` is set.
+        Raises ValueError for settings with which the model cannot paint, and Stopped.
         """
         events: SimpleQueue[Glimpse | Painting | Exception] = SimpleQueue()
-        stop = Event()
+        stop = stop or Event()
 
         def work() -> None:
             try:
