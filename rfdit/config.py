@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -157,6 +157,12 @@ def build_network(config: dict[str, Any], *, empty_backbone: bool = False) -> Ne
     with torch.device("meta") if empty_backbone else nullcontext():
         backbone = build(config["model"])
     return Network(backbone=backbone, conditioner=build(config["conditioner"]))
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The validated configuration of `train`, `sample` and so on, as these overrides make it."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return validate(compose(name, overrides=list(overrides)))
 
 
 def default_settings(name: str) -> list[str]:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.frozen import weights_digest
+from rfdit.interchange.folder import is_folder, read_folder
 from rfdit.sampler import Pipeline
 from rfdit.sampling.classes import captions, class_names, read_labels
 from rfdit.sampling.load import load_pipeline, open_checkpoint, with_scales
@@ -67,7 +68,8 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
         )
     if config["devices"] < 1:
         raise ValueError(f"devices={config['devices']} must be at least 1")
-    saved = open_checkpoint(config["ckpt"])
+    exported = config["ckpt"] is not None and is_folder(Path(config["ckpt"]))
+    saved = read_folder(Path(config["ckpt"])) if exported else open_checkpoint(config["ckpt"])
     asked = read_asked(saved, config)
     folder = Path(config["out"] or _default_folder(saved.path))
     command = [*command, "out='" + str(folder).replace("'", r"\'") + "'"]

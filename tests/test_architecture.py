@@ -39,12 +39,13 @@ LAYERS = [
     ["config"],
     ["command_line", "interchange", "sampling"],
     ["train", "sample", "plan", "pack", "encode", "index"],
-    ["posthoc", "loading", "export", "convert"],
+    ["posthoc", "loading", "export", "convert", "playground"],
+    ["demo"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 SCRIPTS = [
-    "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
+    "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index", "demo",
 ]  # fmt: skip
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
 COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
@@ -58,8 +59,9 @@ ALLOWED = {
     "webdataset": ["data", "sampling"],
     "torchmetrics": ["eval", "callbacks"],
     "torchdiffeq": ["sampler"],
+    "gradio": ["playground"],
 }
-LAZY = ["diffusers", "open_clip", "torchdiffeq"]
+LAZY = ["diffusers", "open_clip", "torchdiffeq", "gradio"]
 
 
 @dataclass(frozen=True)

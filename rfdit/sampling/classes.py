@@ -17,7 +17,7 @@ def class_names(config: Mapping[str, Any], given: str | None = None) -> list[str
     They come from the file that the decoder or the reader was given, or are the class folders' names.
     Raises ValueError if `given` is no such file, or names another number of classes.
     """
-    num_classes, data = config["conditioner"]["num_classes"], config["data"]
+    num_classes, data = config["conditioner"]["num_classes"], config.get("data", {})
     names = None
     if given is not None:
         names = read_class_names(given, setting="class_names")

@@ -1,0 +1,201 @@
+"""The page in a browser, served by the real command."""
+
+import base64
+import io
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.interchange.conftest import write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium")
+WAIT = 90_000  # milliseconds, for anything the page is to do
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `python -m rfdit.demo`, which Ctrl-C ends in a line."""
+    folder = tmp_path_factory.mktemp("page")
+    write_checkpoint(folder / "run.ckpt")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = [f"ckpt={folder / 'run.ckpt'}", f"port={port}", "accelerator=cpu"]
+    log = (folder / "log.txt").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "rfdit.demo", *settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # pytest's time limit bounds it
+        assert first.startswith(f"http://127.0.0.1:{port} shows "), Path(log.name).read_text()
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+        assert rest == "the page has ended\n"
+        assert Path(log.name).read_text() == ""
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait(timeout=10)
+        log.close()
+
+
+@pytest.fixture
+def page(server: str) -> Iterator[Any]:
+    """The page, open; what it asks of any other place fails the test."""
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(WAIT)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server)
+        page.wait_for_selector("#prompt textarea")
+        yield page
+        browser.close()
+    assert len(asked) > 5
+    assert [url for url in asked if not url.startswith((server + "/", "data:", "blob:"))] == []
+
+
+def painted(page: Any) -> np.ndarray:
+    """The pictures that stand on the page, out of its own <img> elements."""
+    sources = page.eval_on_selector_all("#pictures a img", "all => all.map(img => img.src)")
+    pictures = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
+    return np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures])
+
+
+# Everything that the page shows of a painting, however briefly.
+WATCH = """() => {
+    window.glimpses = new Set();
+    new MutationObserver(() => {
+        const image = document.querySelector("#pictures img");
+        if (image && document.querySelector("#status progress")) window.glimpses.add(image.src);
+    }).observe(document.body, {subtree: true, childList: true, attributes: true});
+}"""
+
+
+def paint(page: Any, made: int) -> None:
+    """Clicks, and waits for the painting of a number."""
+    page.click("#paint")
+    page.wait_for_function(
+        "n => document.querySelectorAll('#table [role=row][data-index]').length == n", arg=made
+    )
+    page.wait_for_selector("#status .done")
+
+
+def value(page: Any, field: str) -> str:
+    return str(page.input_value(f"#{field} textarea, #{field} input"))
+
+
+def test_a_visit(page: Any, tmp_path: Path) -> None:
+    # A picture, watched while it is made.
+    page.fill("#prompt textarea", 'a "small" red circle')
+    page.fill("#negative textarea", "a blue star")
+    page.fill("#seed input", "9007199254740993")  # which no floating-point number is
+    page.fill("#count input", "2")
+    page.fill("#steps input", "100")
+    page.evaluate(WATCH)
+    page.click("#paint")
+    page.wait_for_selector("#status .done")
+    first = painted(page)
+    assert first.shape == (2, 32, 32, 3)
+    assert page.evaluate("window.glimpses.size") >= 3
+    # The command makes it again.
+    command = value(page, "command")
+    assert "seed=9007199254740993 " in command
+    python, *words = shlex.split(command)
+    assert python == "python"
+    done = subprocess.run(
+        [sys.executable, *words, f"out={tmp_path / 'again'}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    again = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / "again").glob("0*.png"))])
+    assert np.array_equal(first, again)
+
+    # Another, with another solver and no guidance: its settings come with it, and fields go.
+    page.click("#solver input")
+    page.get_by_role("option", name="sde").click()
+    page.wait_for_function("document.querySelector('#steps input').value == '100'")
+    page.click("#guidance input")
+    page.get_by_role("option", name="none", exact=True).click()
+    page.wait_for_selector("#scale", state="detached")
+    page.fill("#steps input", "3")
+    page.click("#random")
+    page.wait_for_function("document.querySelector('#seed input').value != '9007199254740993'")
+    assert re.fullmatch(r"\d+", value(page, "seed"))
+    paint(page, 2)
+    second = painted(page)
+    assert not np.array_equal(first, second)
+    assert "guidance=none" in value(page, "command")
+    assert "negative" not in value(page, "command")
+
+    # What is wrong is said in a sentence, and the pictures stay.
+    for field, wrong, right, sentence in (
+        ("steps", "0", "3", "Steps: 0 is no whole number from 1 to 250."),
+        ("seed", "seven", "7", "Seed: seven is no whole number from 0 to 9223372036854775807."),
+        ("prompt", "", "a red circle", "Prompt: it is empty; say what to paint."),
+    ):
+        box = f"#{field} textarea, #{field} input"
+        page.fill(box, wrong)
+        page.click("#paint")
+        page.wait_for_function(
+            "words => document.querySelector('#status .error')?.textContent == words", arg=sentence
+        )
+        page.fill(box, right)
+    assert np.array_equal(painted(page), second)
+
+    # History: two pictures of the second painting, then two of the first; a click brings one back.
+    assert page.locator("#gallery img").count() == 4
+    page.locator("#gallery .thumbnail-item").nth(3).click()
+    page.wait_for_selector("#scale input")
+    page.wait_for_function("document.querySelector('#seed input').value == '9007199254740993'")
+    assert value(page, "prompt") == 'a "small" red circle'
+    assert value(page, "negative") == "a blue star"
+    assert (value(page, "steps"), value(page, "solver"), value(page, "guidance")) == ("100", "euler", "cfg")
+    assert np.array_equal(painted(page), first)
+    assert value(page, "command") == command
+    # So does a row of the table.
+    page.locator("#table [data-testid=cell-0-1]").click()
+    page.wait_for_function("document.querySelector('#steps input').value == '3'")
+    page.wait_for_selector("#scale", state="detached")
+    assert value(page, "solver") == "sde"
+
+
+def test_stop_ends_a_painting_and_leaves_the_page_of_use(page: Any) -> None:
+    page.fill("#prompt textarea", "a red circle")
+    page.fill("#steps input", "250")
+    page.fill("#count input", "16")
+    page.click("#paint")
+    page.wait_for_selector("#status progress")
+    page.click("#stop")
+    page.wait_for_function("document.querySelector('#status').textContent.trim() == 'Stopped.'")
+    page.fill("#steps input", "2")
+    page.fill("#count input", "1")
+    paint(page, 1)
+    assert len(painted(page)) == 1
