@@ -37,7 +37,8 @@ LAYERS = [
     ["training"],
     ["callbacks"],
     ["config"],
-    ["command_line", "interchange", "sampling"],
+    ["command_line", "interchange"],
+    ["sampling"],
     ["train", "sample", "plan", "pack", "encode", "index"],
     ["posthoc", "loading", "export", "convert"],
 ]

@@ -19,6 +19,11 @@ GUIDANCES = sorted(path.stem for path in CONFIG_DIR.glob("guidance/*.yaml"))
 NEEDS = {
     "resolution": ["sampler.grid.base_size=2"],
     "custom": ["sampler.grid.times=[1,0.7,0.5,0.2,0]", "sampler.steps=4"],
+    "autoguidance": [
+        "guidance.guide={_target_:tests.sampler.fields.GaussianBackbone}",
+        "~guidance.guide.ckpt",
+        "~guidance.guide.weights",
+    ],
 }
 DOCUMENT = (Path(__file__).parents[2] / "docs/sampling.md").read_text()
 COMMANDS = [shlex.split(line) for line in re.findall(r"^python sample\.py (.*)", DOCUMENT, re.MULTILINE)]
@@ -55,7 +60,8 @@ def test_grids(option: str) -> None:
 @pytest.mark.parametrize("option", GUIDANCES)
 def test_guidances(option: str) -> None:
     """Where condition and null agree, there is nothing to guide."""
-    assert mean_of(built(f"guidance={option}", "sampler=heun")) == pytest.approx(MEAN, abs=0.1)
+    sampler = built(f"guidance={option}", "sampler=heun", *NEEDS.get(option, []))
+    assert mean_of(sampler) == pytest.approx(MEAN, abs=0.1)
 
 
 def test_an_interval_holds_any_guidance() -> None:
