@@ -238,7 +238,8 @@ def test_no_process_outlives_another_that_was_killed(
     printed = end(process)
     assert process.returncode == (-signal.SIGKILL, 1)[number]
     said = [line for line in printed.splitlines() if "error" in line]
-    assert said == ([], ["error: rank 1 failed; what is finished is in out"])[number]
+    assert len(said) == number
+    assert all(line.startswith("error: rank 1 failed") for line in said)
     assert len(list(Path("out").glob("*.tar"))) >= 4
     assert_gone(family)
 

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rfdit.batch import Condition
+from rfdit.sampling.guide import Guide
 from tests.command_line import CommandLine
 from tests.interchange.conftest import LABELS, write_checkpoint
 
 PROMPTS = "prompts=[a small red circle,a large blue star left of a small green square]"
 AUTO = ["guidance=autoguidance", "guidance.guide.ckpt=guide.ckpt"]
-FAST = ["precision=fp32", "autoencoder.source=null"]
 
 
 @pytest.fixture
@@ -127,6 +129,7 @@ class TestAutoguidance:
             "negative=a star has no effect with guidance=autoguidance"
         )
 
-    def test_training_has_no_guide(self, cli: CommandLine, run: str) -> None:
-        message = cli.error("train", *AUTO, "callbacks.grid.every_n_steps=1", "callbacks.grid={}")
-        assert message.startswith("guidance.guide.ckpt=guide.ckpt is loaded by sample.py alone")
+    def test_it_is_loaded_by_sample_alone(self) -> None:
+        z, cond = torch.zeros(1, 3, 4, 4), Condition(pooled=torch.zeros(1, 2))
+        with pytest.raises(ValueError, match="guidance.guide.ckpt=guide.ckpt is loaded by sample.py alone"):
+            Guide(ckpt="guide.ckpt")(z, torch.ones(1), cond)
