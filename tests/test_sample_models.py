@@ -131,5 +131,7 @@ class TestAutoguidance:
 
     def test_it_is_loaded_by_sample_alone(self) -> None:
         z, cond = torch.zeros(1, 3, 4, 4), Condition(pooled=torch.zeros(1, 2))
-        with pytest.raises(ValueError, match="guidance.guide.ckpt=guide.ckpt is loaded by sample.py alone"):
+        with pytest.raises(
+            ValueError, match=r"guidance\.guide\.ckpt=guide\.ckpt is loaded by sample.py alone"
+        ):
             Guide(ckpt="guide.ckpt")(z, torch.ones(1), cond)
