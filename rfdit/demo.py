@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, composed, register, validate
-from rfdit.loading import open_model
 from rfdit.playground.choices import guidances, solvers
 from rfdit.playground.page import Page
 from rfdit.playground.painter import Painter
@@ -59,7 +58,7 @@ def register_schema() -> None:
 
 def make_painter(config: dict[str, Any]) -> Painter:
     """What the page's visitors share, from the validated `demo.yaml`."""
-    saved = open_checkpoint(None) if config["ckpt"] is None else open_model(config["ckpt"])
+    saved = open_checkpoint(config["ckpt"])
     conditioner, classes = saved.config["conditioner"], None
     if "num_classes" in conditioner:
         names = class_names(saved.config, config["class_names"])

@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.frozen import weights_digest
-from rfdit.interchange.folder import is_folder, read_folder
+from rfdit.interchange.folder import is_folder
 from rfdit.sampler import Pipeline
 from rfdit.sampling.classes import captions, class_names, read_labels
+from rfdit.sampling.guide import find_guide
 from rfdit.sampling.load import load_pipeline, open_checkpoint, with_scales
 from rfdit.sampling.output import Job
 from rfdit.sampling.place import Place
@@ -68,10 +69,9 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
         )
     if config["devices"] < 1:
         raise ValueError(f"devices={config['devices']} must be at least 1")
-    exported = config["ckpt"] is not None and is_folder(Path(config["ckpt"]))
-    saved = read_folder(Path(config["ckpt"])) if exported else open_checkpoint(config["ckpt"])
+    saved = open_checkpoint(config["ckpt"])
     asked = read_asked(saved, config)
-    folder = Path(config["out"] or _default_folder(saved.path))
+    folder = Path(config["out"] or _default_folder(saved.path, config["ckpt"]))
     command = [*command, "out='" + str(folder).replace("'", r"\'") + "'"]
     try:
         with LocalRanks(command=command, count=config["devices"]) as ranks:
@@ -83,7 +83,8 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
             if config["eval"] and place.rank == 0:
                 _evaluate(config, pipeline)
     except KeyboardInterrupt:
-        print(f"stopped; what is finished is in {folder}", flush=True)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print(f"stopped; what is finished is in {folder}", flush=True)
         raise SystemExit(130) from None
     return None if asked is None else folder
 
@@ -91,11 +92,20 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
 def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Path, pipeline: Pipeline) -> Job:
     """What is to be made, with all that the pictures depend on."""
     use = build(config["use"])
+    request = use.request(asked)
+    request.check_solver(pipeline.sampler.solver)
+    guide = find_guide(pipeline.sampler.guidance)
+    if guide is not None and config["negative"] is not None:
+        raise ValueError(
+            f"negative={config['negative']} has no effect with guidance=autoguidance, which moves away from what "
+            "its guide makes of the prompt; use guidance=cfg"
+        )
     inputs = json.dumps(list(asked.inputs)).encode()
     settings = {
         "checkpoint": str(saved.path),
         "step": saved.step,
         "weights_sha256": weights_digest(pipeline.network),
+        **({} if guide is None or guide.network is None else {"guide_sha256": weights_digest(guide.network)}),
         "inputs_sha256": hashlib.sha256(inputs).hexdigest(),
         "image_size": list(pipeline.image_size),
         "arithmetic": f"{pipeline.device.type} {'bf16' if pipeline.bf16 else 'fp32'}",
@@ -103,7 +113,7 @@ def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Pat
     }
     return Job(
         folder=folder,
-        request=use.request(asked),
+        request=request,
         use=use,
         settings=settings,
         batch_size=pipeline.batch_size,
@@ -113,7 +123,7 @@ def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Pat
 def _make(job: Job, config: dict[str, Any], pipeline: Pipeline, ranks: LocalRanks, place: Place) -> None:
     """Makes a job's pictures, in all processes together; the first one says where they are."""
     output = build(config["output"])
-    pipelines = with_scales(pipeline, config["sampler"], config["scales"])
+    pipelines = with_scales(pipeline, config["scales"])
     if place.rank == 0:
         output.open(job)
         with (job.folder / "environment.jsonl").open("a") as file:
@@ -124,7 +134,9 @@ def _make(job: Job, config: dict[str, Any], pipeline: Pipeline, ranks: LocalRank
     with place.together():
         written = produce(job, output, pipelines, conditions, place)
     if written is not None:
-        print(written, flush=True)
+        evaluations = max(each.sampler.evaluations for each in pipelines.values())
+        told = f"; {evaluations} evaluations of the velocity for each" if evaluations else ""
+        print(written + told, flush=True)
 
 
 def _evaluate(config: dict[str, Any], pipeline: Pipeline) -> None:
@@ -145,9 +157,14 @@ def rank_command() -> list[str]:
     ]
 
 
-def _default_folder(checkpoint: Path) -> Path:
-    """A folder by date and time, in the run folder if the checkpoint lies in one."""
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+def _default_folder(checkpoint: Path, ckpt: str) -> Path:
+    """A folder by date and time: in the run folder or the exported one, and here for a model of the hub."""
+    if not Path(ckpt).expanduser().exists():
+        run = Path()
+    elif is_folder(checkpoint):
+        run = checkpoint
+    else:
+        run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     return run / "samples" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 

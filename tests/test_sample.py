@@ -30,8 +30,9 @@ def pictures(folder: Path) -> np.ndarray:
 
 
 def test_writes_pictures_grid_and_record(cli: CommandLine, run: Path) -> None:
-    printed = cli.sample("ckpt=run", f"prompts=[{','.join(PROMPTS)}]", "out=out", "count=2", "seed=7")
-    assert "6 pictures in out, together in out/grid.png" in printed
+    request = ["ckpt=run", f"prompts=[{','.join(PROMPTS)}]", "out=out", "count=2", "seed=7"]
+    printed = cli.sample(*request, "sampler=heun")
+    assert "6 pictures in out, together in out/grid.png; 4 evaluations of the velocity for each" in printed
     assert sorted(p.name for p in Path("out").iterdir()) == [
         *(f"{i:05d}.png" for i in range(6)), "environment.jsonl", "grid.png", "samples.json",
     ]  # fmt: skip
@@ -127,9 +128,17 @@ def test_one_scale_each(cli: CommandLine, run: Path) -> None:
 
 def test_scales_need_a_guidance_that_has_one(cli: CommandLine, run: Path) -> None:
     message = cli.error("sample", "ckpt=run", "prompts=[a]", "scales=[1,2]", "guidance=none")
-    assert message == (
-        "scales=[1.0, 2.0] needs a guidance with a scale, and NoGuidance has none; use guidance=cfg"
-    )
+    assert message == ("scales needs a guidance with a scale, and NoGuidance has none; use guidance=cfg")
+
+
+def test_scales_of_what_is_inside_an_interval(cli: CommandLine, run: Path) -> None:
+    base = ["ckpt=run", "prompts=[a red circle]", "guidance=interval", "guidance.high=0.9", "precision=fp32"]
+    cli.sample(*base, "scales=[1,5]", "out=both")
+    for i, scale in enumerate((1, 5)):
+        cli.sample(*base, f"guidance.inside.scale={scale}", "out=one")
+        assert abs(pictures(Path("both"))[i].astype(int) - pictures(Path("one"))[0]).max() <= 1
+    assert not np.array_equal(*pictures(Path("both")))
+    assert "guidance.scale=-2.0 must not be negative" in cli.error("sample", *base, "scales=[1,-2]")
 
 
 def test_another_resolution(cli: CommandLine, run: Path) -> None:

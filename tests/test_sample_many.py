@@ -138,13 +138,14 @@ def test_any_number_of_processes_makes_the_same_files(cli: CommandLine, run: str
             "batch_size=2",
         ],
         "npz": [PROMPTS, "count=7", "batch_size=4", "output=npz", "output.pictures_per_part=6"],
+        "between": [PROMPTS, "seeds=[0,1,0]", "use=interpolate", "use.frames=5", "batch_size=2"],
     }
     for name, request in outputs.items():
         for devices in (1, 2, 3):
             request_ = [run, *request, "sampler.steps=4", f"devices={devices}", f"out={name}{devices}"]
             finish(start(tmp_path, *request_))
         one = files(f"{name}1")
-        assert len(one) > (12 if name == "png" else 1)
+        assert len(one) > {"png": 12, "npz": 1, "between": 11}[name]
         assert files(f"{name}2") == one
         assert files(f"{name}3") == one
 
@@ -179,3 +180,72 @@ def test_a_killed_run_of_2000_resumes_to_the_same_set(cli: CommandLine, run: str
     assert files("killed") == files("whole")
     with np.load("killed/samples.npz") as archive:
         assert archive["arr_0"].shape == (2000, 32, 32, 3)
+
+
+def end(process: "subprocess.Popen[str]") -> str:
+    """What it said, if it and all that it started end within a minute."""
+    try:
+        return process.communicate(timeout=60)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def running(process: "subprocess.Popen[str]", folder: str, files: int) -> list[int]:
+    """Waits until a run of two processes has written so many files; both processes, the first one first."""
+    deadline = time.monotonic() + 120
+    while len(list(Path(folder).glob("*.tar"))) < files:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    children = [int(pid) for pid, parent in map(str.split, listed.splitlines()) if parent == str(process.pid)]
+    return [process.pid, *children]
+
+
+LONG = [PROMPTS, "total=6000", "batch_size=10", "output=tar", "output.pictures_per_shard=10", "devices=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("both", [True, False], ids=["terminal", "first process"])
+def test_an_interrupted_run_ends_and_keeps_what_is_finished(
+    cli: CommandLine, run: str, tmp_path: Path, both: bool
+) -> None:
+    """Ctrl-C reaches both processes; a scheduler's signal perhaps only the first."""
+    process = start(tmp_path, run, *LONG, "out=out")
+    family = running(process, "out", 4)
+    assert len(family) == 2
+    for pid in family if both else family[:1]:
+        os.kill(pid, signal.SIGINT)
+    printed = end(process)
+    assert process.returncode == 130
+    assert printed.splitlines() == ["stopped; what is finished is in out"]
+    shards = sorted(Path("out").glob("*.tar"))
+    assert 4 <= len(shards) < 600
+    for shard in shards:  # whole ones
+        assert len(list(webdataset.WebDataset(str(shard), shardsplitter=None, empty_check=False))) == 10
+    assert_gone(family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
+def test_no_process_outlives_another_that_was_killed(
+    cli: CommandLine, run: str, tmp_path: Path, number: int
+) -> None:
+    process = start(tmp_path, run, *LONG, "out=out")
+    family = running(process, "out", 4)
+    os.kill(family[number], signal.SIGKILL)
+    printed = end(process)
+    assert process.returncode == (-signal.SIGKILL, 1)[number]
+    said = [line for line in printed.splitlines() if "error" in line]
+    assert len(said) == number
+    assert all(line.startswith("error: rank 1 failed") for line in said)
+    assert len(list(Path("out").glob("*.tar"))) >= 4
+    assert_gone(family)
+
+
+def assert_gone(family: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in family):
+        assert time.monotonic() < deadline, family
+        time.sleep(0.05)

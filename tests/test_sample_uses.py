@@ -83,6 +83,14 @@ class TestInpaint:
         cli.sample(run, RED, f"sampler={sampler}", "out=plain")
         assert not np.array_equal(made[white], picture("plain/00000.png")[white])
 
+    def test_a_solver_that_draws_noise(self, cli: CommandLine, run: str, photo: np.ndarray) -> None:
+        self.mask()
+        message = cli.error("sample", run, RED, *self.USE, "sampler=sde", "sampler.grid.size=0.5")
+        assert message == (
+            "sampler.solver=EulerMaruyama draws noise in every step, and use=inpaint keeps what is known on its "
+            "straight path; use sampler=euler or heun"
+        )
+
     def test_bad_masks(self, cli: CommandLine, run: str, photo: np.ndarray) -> None:
         self.mask(size=(32, 30))
         assert cli.error("sample", run, RED, *self.USE) == (
@@ -115,6 +123,14 @@ class TestInterpolation:
 
     def test_it_needs_two_ends(self, cli: CommandLine, run: str) -> None:
         assert "needs two prompts or two seeds" in cli.error("sample", run, RED, "use=interpolate")
+
+    def test_seeds_need_a_solver_without_noise(self, cli: CommandLine, run: str) -> None:
+        request = [run, "use=interpolate", "use.frames=2", "sampler=sde", "out=out"]
+        message = cli.error("sample", *request, RED, "seeds=[0,1]")
+        assert (
+            "use=interpolate goes from seed to seed by their first noise alone; use sampler=euler" in message
+        )
+        cli.sample(*request, "prompts=[a large red circle,a small blue star]")  # each step's noise is shared
 
 
 class TestTrajectory:

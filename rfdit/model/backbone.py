@@ -84,6 +84,19 @@ def initialize(
         nn.init.zeros_(linear.weight)
 
 
+def round_weights(backbone: nn.Module, dtype: torch.dtype) -> None:
+    """The linear layers of blocks and modulations in `dtype`, for sampling under autocast.
+
+    Autocast rounds weights that need no gradient at every call; rounded once, they give the same bits.
+    """
+    rounded = [backbone.get_submodule("blocks")]
+    rounded += [module for module in backbone.modules() if isinstance(module, ModulationTable)]
+    for part in rounded:
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                module.to(dtype)
+
+
 def compile_blocks(backbone: nn.Module) -> None:
     """torch.compile of each block: as fast as compiling the whole, and compiled once for all blocks."""
     blocks = backbone.get_submodule("blocks")

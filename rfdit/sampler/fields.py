@@ -40,16 +40,20 @@ class KnownRegion:
 class Between:
     """The field between those of two conditions: (1 - weight) v(z, t | cond) + weight v(z, t | other).
 
+    other_null: what guidance moves away from under `other`.
+
     Velocities are mixed and not text features, whose tokens do not belong together one by one. At
     weight 0 and 1 it is exactly the one and the other field.
     """
 
     guidance: Guidance
     other: Condition
+    other_null: Condition
     weight: Float[Tensor, "b"]
 
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
-        here, there = self.guidance(backbone, cond, null), self.guidance(backbone, self.other, null)
+        here = self.guidance(backbone, cond, null)
+        there = self.guidance(backbone, self.other, self.other_null)
         weight = self.weight.view(-1, 1, 1, 1)
         return lambda z, t: torch.lerp(here(z, t).float(), there(z, t).float(), weight)
 

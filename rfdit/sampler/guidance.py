@@ -1,5 +1,6 @@
 """From a backbone and a condition to the velocity field that is integrated."""
 
+import copy
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ class Guidance(Protocol):
 
 def velocity(backbone: Backbone, cond: Condition) -> VelocityField:
     """The field of one network under one condition, in float32."""
+    cond = without_padding(cond)
     return lambda z, t: backbone(z, t.to(z.device).expand(len(z)), cond).float()
 
 
@@ -37,6 +39,35 @@ def velocity_pair(backbone: Backbone, cond: Condition, null: Condition, *, batch
         return c, u
 
     return pair
+
+
+def without_padding(cond: Condition) -> Condition:
+    """The condition without tokens that are padding in every row: nothing attends to them.
+
+    A sampler asks the network many times, and captions are much shorter than their encoder's length.
+    """
+    if cond.tokens is None or cond.mask is None:
+        return cond
+    present = cond.mask.any(dim=0)
+    mask = cond.mask[:, present]
+    return Condition(cond.pooled, cond.tokens[:, present], None if bool(mask.all()) else mask)
+
+
+def with_scale(guidance: Guidance, scale: float) -> Guidance:
+    """The same guidance, or the one inside an interval, of another scale; networks are shared.
+
+    Raises ValueError for a guidance that has none.
+    """
+    other = copy.copy(guidance)
+    if isinstance(other, GuidanceInterval):
+        other.inside = with_scale(other.inside, scale)
+    elif hasattr(other, "scale"):
+        other.scale = check_scale(scale)
+    else:
+        raise ValueError(
+            f"scales needs a guidance with a scale, and {type(guidance).__name__} has none; use guidance=cfg"
+        )
+    return other
 
 
 def check_scale(scale: float) -> float:
@@ -98,7 +129,7 @@ class Autoguidance:
     """weak + scale (strong - weak), where weak is a smaller or less trained network (arXiv 2406.02507).
 
     guide: the weak network. It is given what is called `null` elsewhere: the samples' condition as
-        the guide's own conditioner makes it, which for text is the main network's too.
+        the guide's own conditioner makes it (`Pipeline.guide`).
     """
 
     def __init__(self, *, scale: float, guide: Backbone) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Condition, Latent
+from rfdit.conditioning import Conditioner
 from rfdit.images import to_float, to_uint8
 from rfdit.network import Network
 from rfdit.randomness import SampleGenerator
@@ -24,6 +25,7 @@ class Pipeline:
     bf16: matrix products in bf16; the integration itself is always float32.
     batch_size: how many pictures are made at once.
     decode_batch: how many of them are decoded at once, where memory is short; None decodes all.
+    guide: of autoguidance, what makes conditions for the network that it moves away from.
 
     Raises ValueError for a batch of no pictures.
     """
@@ -39,6 +41,7 @@ class Pipeline:
         bf16: bool,
         batch_size: int = 32,
         decode_batch: int | None = None,
+        guide: Conditioner | None = None,
     ) -> None:
         for name, size in (("batch_size", batch_size), ("decode_batch", decode_batch)):
             if size is not None and size < 1:
@@ -46,6 +49,7 @@ class Pipeline:
         self.network, self.autoencoder, self.sampler = network, autoencoder, sampler
         self.latent_shape, self.device = latent_shape, device
         self.bf16, self.batch_size, self.decode_batch = bf16, batch_size, decode_batch
+        self.guide = guide
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -85,7 +89,12 @@ class Pipeline:
     def conditions(self, inputs: Sequence[str | int], *, negative: str | None = None) -> Conditions:
         """The conditions of pictures of these inputs, encoded when they are needed."""
         return Conditions(
-            self.network.conditioner, inputs, negative=negative, group=self.batch_size, device=self.device
+            self.network.conditioner,
+            inputs,
+            negative=negative,
+            group=self.batch_size,
+            device=self.device,
+            guide=self.guide,
         )
 
     def generator(self, seed: int, keys: Sequence[int]) -> SampleGenerator:
@@ -111,23 +120,27 @@ class Pipeline:
         """Latents, one for each input.
 
         z_t: to start from, in place of the generator's noise.
-        start: the time of `z_t`, from which the sampler takes all of its steps.
+        start: the time of `z_t`, and on_step: both as of `Sampler`.
         around: changes the field that the sampler integrates, as `rfdit.sampler.fields` does.
-        on_step: as of `Sampler`.
         """
         sampler = copy.copy(self.sampler)
         if around is not None:
             sampler.guidance = around(sampler.guidance)
-        if start != 1.0:
-            times = sampler.times
-            sampler.times = lambda *place, **size: start * times(*place, **size)  # type: ignore[method-assign]
         with self._autocast():
             cond: Condition = conditions(inputs)
-            away = conditions.away(len(inputs))
+            away = conditions.away(inputs)
             z_t = self.noise(generator) if z_t is None else z_t
-            return sampler(
-                self.network.backbone, z_t, cond, away, generator=generator.fork("sde"), on_step=on_step
+            z0 = sampler(
+                self.network.backbone,
+                z_t,
+                cond,
+                away,
+                start=start,
+                generator=generator.fork("sde"),
+                on_step=on_step,
             )
+        self.sampler.evaluations = sampler.evaluations
+        return z0
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Latent:

@@ -57,15 +57,20 @@ class Sampler:
         cond: Condition,
         null: Condition,
         *,
+        start: float = 1.0,
         generator: SampleGenerator | None = None,
         on_step: Callable[[int, Latent], None] | None = None,
     ) -> Latent:
         """Latents (b, c, h, w) at t = 0.
 
         cond, null: what to follow and what to move away from, one row per sample.
+        start: the time of `noise`, which then is data in part; all steps are taken from there.
         generator: of the samples, for stochastic solvers; others draw nothing.
         on_step: called with (steps done, latents so far) after each step.
+        Raises ValueError for a start that is not above 0 and at most 1.
         """
+        if not 0 < start <= 1:
+            raise ValueError(f"start={start} must be above 0 and at most 1")
         guided = self.guidance(backbone, cond, null)
         self.evaluations = 0
 
@@ -74,7 +79,7 @@ class Sampler:
             return guided(z, t).float()
 
         # Scalars on the CPU go with tensors on any device, and looking at them does not wait for it.
-        times = self.times(torch.device("cpu"), (noise.shape[-2], noise.shape[-1]))
+        times = start * self.times(torch.device("cpu"), (noise.shape[-2], noise.shape[-1]))
         z = noise.float()
         for i, (t, t_next) in enumerate(pairwise(times)):
             if isinstance(self.solver, StochasticSolver):

@@ -1,6 +1,7 @@
 """Pictures that begin with a given one: all of it changed a little, or a part of it made anew."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ class Inpaint:
             )
         if not bool(read_mask(self.mask, mask, setting="use.mask").any()):
             raise ValueError(f"use.mask={self.mask} is all black; what is white in it is painted")
-        return asked.request()
+        return replace(asked.request(), needs_ode="use=inpaint keeps what is known on its straight path")
 
     def __call__(
         self, pipeline: Pipeline, pictures: Sequence[Picture], conditions: Conditions

@@ -58,7 +58,11 @@ class Interpolation:
         ]
         given, caption, seed = stops[-1]
         pictures.append(Picture(given, caption, seed, asked.first_key, toward=Toward(given, seed, 0.0)))
-        return Request(pictures=pictures)
+        several = len(set(seeds)) > 1
+        return Request(
+            pictures=pictures,
+            needs_ode="use=interpolate goes from seed to seed by their first noise alone" if several else "",
+        )
 
     def __call__(
         self, pipeline: Pipeline, pictures: Sequence[Picture], conditions: Conditions
@@ -72,13 +76,13 @@ class Interpolation:
         given, other = [p.given for p in pictures], [end.given for end in ends]
         if given == other:
             return pipeline.decode(pipeline.sample(generator, given, conditions, z_t=z_t))
-        cond = conditions(other)
+        cond, away = conditions(other), conditions.away(other)
         latents = pipeline.sample(
             generator,
             given,
             conditions,
             z_t=z_t,
-            around=lambda guidance: Between(guidance=guidance, other=cond, weight=weight),
+            around=lambda guidance: Between(guidance=guidance, other=cond, other_null=away, weight=weight),
         )
         return pipeline.decode(latents)
 

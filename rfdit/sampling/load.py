@@ -1,17 +1,23 @@
 """From a checkpoint to what samples from it."""
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rfdit.config import build, build_network
-from rfdit.model.backbone import compile_blocks
+from rfdit.interchange.source import open_model
+from rfdit.model.backbone import compile_blocks, round_weights
 from rfdit.network import Network
 from rfdit.sampler import Pipeline
+from rfdit.sampler.guidance import with_scale
+from rfdit.sampling.guide import find_guide
 from rfdit.sampling.place import Place
-from rfdit.training.checkpoint import SavedRun, find_checkpoint, newest_run, read_checkpoint
+from rfdit.training.checkpoint import SavedRun, newest_run
 from rfdit.training.trainer import pick_device, pick_precision
 from rfdit.trusted import check_targets
 
@@ -19,12 +25,12 @@ BUILT = ("model", "conditioner", "text_encoder", "autoencoder")  # of a checkpoi
 
 
 def open_checkpoint(ckpt: str | None) -> SavedRun:
-    """The checkpoint that `ckpt` names; raises ValueError with what to write if it is not given."""
+    """The model that `ckpt` names; raises ValueError with what to write if it is not given."""
     if ckpt is None:
         newest = newest_run(Path("outputs"))
         hint = f"; the newest run here is ckpt={newest}" if newest else ""
         raise ValueError(f"ckpt is not set; give ckpt=RUN_FOLDER or a .ckpt file{hint}")
-    return read_checkpoint(find_checkpoint(ckpt))
+    return open_model(ckpt)
 
 
 def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Network:
@@ -38,59 +44,65 @@ def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Netwo
 def load_pipeline(saved: SavedRun, config: dict[str, Any], place: Place | None = None) -> Pipeline:
     """The pipeline that `sample.yaml` asks for, around the saved network.
 
-    Raises ValueError if the checkpoint's configuration names anything but classes of `packages`.
+    Raises ValueError if a checkpoint's configuration names anything but classes of `packages`, and for
+    a guide that does not fit.
     """
-    trained = json.loads(json.dumps(saved.config))  # a copy: the encoders' places may change below
+    trained = _trained(saved, config)
+    device = (place or Place(0, 1)).device(pick_device(config["accelerator"], "accelerator"))
+    height, width = latent_size(trained, config.get("resolution"))
+    sampler, autoencoder = build(config["sampler"]), build(trained["autoencoder"])
+    bf16 = pick_precision(config["precision"], device, "precision") == "bf16-mixed"
+
+    def ready(network: Network) -> Network:
+        network.to(device)
+        assert isinstance(network.backbone, nn.Module)
+        if bf16:
+            round_weights(network.backbone, torch.bfloat16)
+        if config.get("compile"):
+            compile_blocks(network.backbone)
+        return network
+
+    guide = find_guide(sampler.guidance)
+    if guide is not None:
+        theirs = open_checkpoint(guide.ckpt)
+        guide.check(theirs, saved)
+        their_config = _trained(theirs, config)
+        down = trained["autoencoder"]["downsampling"]
+        latent_size(their_config, [height * down, width * down])
+        guide.network = ready(load_network(theirs, their_config, guide.weights))
+    return Pipeline(
+        network=ready(load_network(saved, trained, config["weights"])),
+        autoencoder=autoencoder,
+        sampler=sampler,
+        latent_shape=(trained["model"]["in_channels"], height, width),
+        device=device,
+        bf16=bf16,
+        batch_size=config["batch_size"],
+        decode_batch=config.get("decode_batch"),
+        guide=None if guide is None else guide.conditioner,
+    )
+
+
+def _trained(saved: SavedRun, config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration, with its encoders where they are now; nothing but classes of `packages`."""
+    trained: dict[str, Any] = json.loads(json.dumps(saved.config))  # a copy
     for encoder in ("autoencoder", "text_encoder"):
         if config[encoder]["source"] is not None:
             trained[encoder]["source"] = config[encoder]["source"]
     if "encoder" in trained["conditioner"]:
         trained["conditioner"]["encoder"] = trained["text_encoder"]
     check_targets({part: trained.get(part) for part in BUILT}, config.get("packages", ["rfdit"]))
-    device = (place or Place(0, 1)).device(pick_device(config["accelerator"], "accelerator"))
-    height, width = latent_size(trained, config.get("resolution"))
-    network = load_network(saved, trained, config["weights"]).to(device)
-    if config.get("compile"):
-        assert isinstance(network.backbone, nn.Module)
-        compile_blocks(network.backbone)
-    return Pipeline(
-        network=network,
-        autoencoder=build(trained["autoencoder"]),
-        sampler=build(config["sampler"]),
-        latent_shape=(trained["model"]["in_channels"], height, width),
-        device=device,
-        bf16=pick_precision(config["precision"], device, "precision") == "bf16-mixed",
-        batch_size=config["batch_size"],
-        decode_batch=config.get("decode_batch"),
-    )
+    return trained
 
 
-def with_scales(
-    pipeline: Pipeline, sampler: dict[str, Any], scales: list[float] | None
-) -> dict[float | None, Pipeline]:
-    """The pipeline itself under None, and one for each guidance scale.
-
-    sampler: its settings. Raises ValueError for a guidance that has no scale.
-    """
+def with_scales(pipeline: Pipeline, scales: Sequence[float] | None) -> dict[float | None, Pipeline]:
+    """The pipeline itself under None, and one for each guidance scale; raises ValueError as `with_scale` does."""
     pipelines: dict[float | None, Pipeline] = {None: pipeline}
     for scale in scales or ():
-        guidance = _with_scale(sampler["guidance"], scale)
-        if guidance == _with_scale(sampler["guidance"], None):
-            name = sampler["guidance"]["_target_"].rpartition(".")[2]
-            raise ValueError(
-                f"scales={scales} needs a guidance with a scale, and {name} has none; use guidance=cfg"
-            )
-        pipelines[scale] = pipeline.with_sampler(build(sampler | {"guidance": guidance}))
+        sampler = copy.copy(pipeline.sampler)
+        sampler.guidance = with_scale(sampler.guidance, scale)
+        pipelines[scale] = pipeline.with_sampler(sampler)
     return pipelines
-
-
-def _with_scale(guidance: Any, scale: float | None) -> Any:
-    """The settings of a guidance, or of one inside it, with another scale."""
-    if not isinstance(guidance, dict):
-        return guidance
-    if "scale" in guidance:
-        return guidance | {"scale": scale}
-    return {name: _with_scale(value, scale) for name, value in guidance.items()}
 
 
 def latent_size(trained: dict[str, Any], resolution: Any) -> tuple[int, int]:

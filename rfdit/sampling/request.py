@@ -6,6 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from rfdit.sampler import Solver, StochasticSolver
+
 
 @dataclass(frozen=True, slots=True)
 class Toward:
@@ -49,12 +51,22 @@ class Request:
 
     rows, columns: the labels of a table of pictures; without them each has its caption.
     width: how many captioned pictures in a row; None for about a square.
+    needs_ode: why no stochastic solver can make them; empty if one can.
     """
 
     pictures: Sequence[Picture]
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
     width: int | None = None
+    needs_ode: str = ""
+
+    def check_solver(self, solver: Solver | StochasticSolver) -> None:
+        """Raises ValueError for a stochastic solver where the pictures need an ODE's."""
+        if self.needs_ode and isinstance(solver, StochasticSolver):
+            name = type(solver).__name__
+            raise ValueError(
+                f"sampler.solver={name} draws noise in every step, and {self.needs_ode}; use sampler=euler or heun"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

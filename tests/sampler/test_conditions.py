@@ -64,7 +64,7 @@ def test_what_to_move_away_from_is_encoded_once(conditioner: Counting) -> None:
     for negative, length in ((None, 0), ("ugly", 4)):
         conditioner.calls = []
         found = conditions(conditioner, ["a"], negative)
-        assert [found.away(n).pooled[:, 0].tolist() for n in (3, 1)] == [[length] * 3, [length]]
+        assert [found.away(["a"] * n).pooled[:, 0].tolist() for n in (3, 1)] == [[length] * 3, [length]]
         assert conditioner.calls == [[negative or ""]]
 
 

@@ -45,12 +45,15 @@ def test_between_two_conditions() -> None:
         assert isinstance(guidance, Between | ClassifierFree)
         return guidance(Linear(), cond, condition(0))(z, torch.tensor(0.5))
 
+    def between(weight: Tensor) -> Between:
+        return Between(guidance=inner, other=condition(5), other_null=condition(0), weight=weight)
+
     z, inner = torch.randn(2, 1, 4, 4), ClassifierFree(scale=2.0)
     weight = torch.tensor([0.0, 1.0])
-    mixed = field(Between(guidance=inner, other=condition(5), weight=weight), condition(1))
+    mixed = field(between(weight), condition(1))
     assert torch.equal(mixed[0], field(inner, condition(1))[0])
     assert torch.equal(mixed[1], field(inner, condition(5))[1])
-    half = field(Between(guidance=inner, other=condition(5), weight=torch.full((2,), 0.25)), condition(1))
+    half = field(between(torch.full((2,), 0.25)), condition(1))
     torch.testing.assert_close(half, field(inner, condition(2)))  # a linear field: 0.75 * 1 + 0.25 * 5
 
 

@@ -128,3 +128,16 @@ def test_integration_is_float32_without_gradients() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"sampler\.steps=0 must be at least 1"):
         sampler(Euler(), 0)
+
+
+def test_it_starts_where_it_is_told() -> None:
+    """All steps between `start` and data: a noised sample of the point comes back to it."""
+    z, field = noise(3, 1, 2, 2), Recorder()
+    start = MEAN + 0.6 * (z - MEAN)
+    z0 = sampler(Euler(), 3)(point_field, start, nothing(3), nothing(3), start=0.6)
+    torch.testing.assert_close(z0, torch.full_like(z0, MEAN))
+    sampler(Heun(), 2)(field, z, nothing(3), nothing(3), start=0.5)
+    assert field.times == [0.5, 0.25, 0.25, 0.0]
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match=rf"start={wrong} must be above 0 and at most 1"):
+            sampler(Euler(), 2)(field, z, nothing(3), nothing(3), start=wrong)

@@ -1,0 +1,137 @@
+"""What sample.py reads beside a run's checkpoint: exported folders, the hub, and a second network as guide."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rfdit.batch import Condition
+from rfdit.sampling.guide import Guide
+from tests.command_line import CommandLine
+from tests.interchange.conftest import LABELS, write_checkpoint
+
+PROMPTS = "prompts=[a small red circle,a large blue star left of a small green square]"
+AUTO = ["guidance=autoguidance", "guidance.guide.ckpt=guide.ckpt"]
+
+
+@pytest.fixture
+def run(cli: CommandLine) -> str:
+    """Two checkpoints of other sizes in the working directory, with all their weights at random."""
+    write_checkpoint(Path("run.ckpt"))
+    write_checkpoint(Path("guide.ckpt"), "model.width=12", "model.depth=1", "text_encoder.width=10")
+    return "ckpt=run.ckpt"
+
+
+def pictures(cli: CommandLine, *overrides: str) -> np.ndarray:
+    cli.sample(PROMPTS, "precision=fp32", "out=made", *overrides)
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(Path("made").glob("0*.png"))]).astype(
+        int
+    )
+
+
+class TestExported:
+    @pytest.mark.parametrize("weights", ["ema", "raw"])
+    def test_it_makes_the_same_pictures(self, cli: CommandLine, run: str, weights: str) -> None:
+        cli.export(run, "out=exported", f"weights={weights}")
+        expected = pictures(cli, run, f"weights={weights}")
+        assert np.array_equal(pictures(cli, "ckpt=exported", f"weights={weights}"), expected)
+
+    def test_pictures_land_in_the_folder(self, cli: CommandLine, run: str) -> None:
+        cli.export(run, "out=exported")
+        cli.sample("ckpt=exported", PROMPTS)
+        assert len(list(Path("exported").glob("samples/*/grid.png"))) == 1
+
+    def test_a_hub_name(self, cli: CommandLine, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("cache").absolute()))
+        repository = Path("cache/models--someone--model")
+        snapshot = repository / "snapshots" / ("0" * 40)
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text("0" * 40)
+        snapshot.parent.mkdir(parents=True)
+        cli.export(run, f"out={snapshot}")
+        assert np.array_equal(pictures(cli, "ckpt=someone/model"), pictures(cli, run))
+        cli.sample("ckpt=someone/model", PROMPTS)
+        assert len(list(Path("samples").glob("*/grid.png"))) == 1  # not in the hub's cache
+        assert not list(snapshot.glob("samples"))
+
+    def test_a_folder_that_would_run_something_else(self, cli: CommandLine, run: str) -> None:
+        cli.export(run, "out=exported")
+        file = Path("exported/config.json")
+        description = json.loads(file.read_text())
+        description["config"]["model"] = {"_target_": "os.system", "command": "touch ran"}
+        file.write_text(json.dumps(description))
+        for words in (["ckpt=exported"], [run, "guidance=autoguidance", "guidance.guide.ckpt=exported"]):
+            assert "model._target_=os.system is no class of rfdit" in cli.error("sample", *words, PROMPTS)
+        assert not Path("ran").exists()
+
+
+class TestAutoguidance:
+    @pytest.mark.parametrize("scale", [1.0, 1.5])
+    def test_the_formula(self, cli: CommandLine, run: str, scale: float) -> None:
+        """In one step, pictures are linear in the velocity: weak + scale (strong - weak)."""
+        one = ["sampler.steps=1"]
+        strong = pictures(cli, run, "guidance=none", *one)
+        weak = pictures(cli, "ckpt=guide.ckpt", "guidance=none", *one)
+        made = pictures(cli, run, *AUTO, f"guidance.scale={scale}", *one)
+        inside = np.logical_and.reduce([(x > 1) & (x < 254) for x in (strong, weak, made)])
+        assert inside.mean() > 0.2
+        assert abs(made - (weak + scale * (strong - weak)))[inside].max() <= 2
+        assert abs(strong - weak)[inside].mean() > 5
+
+    def test_a_network_does_not_guide_itself(self, cli: CommandLine, run: str) -> None:
+        made = pictures(cli, run, "guidance=autoguidance", "guidance.guide.ckpt=run.ckpt", "guidance.scale=3")
+        assert abs(made - pictures(cli, run, "guidance=none")).max() <= 1
+
+    def test_in_an_interval_and_at_several_scales(self, cli: CommandLine, run: str) -> None:
+        inside = ["guidance=interval", "guidance@guidance.inside=autoguidance"]
+        inside += ["guidance.inside.guide.ckpt=guide.ckpt", "guidance.high=1"]
+        made = pictures(cli, run, *inside, "scales=[1.5,3]")
+        for column, scale in enumerate((1.5, 3)):
+            alone = pictures(cli, run, *AUTO, f"guidance.scale={scale}", "matrix=false", "seeds=[0,0]")
+            assert abs(made[column::2] - alone[:2]).max() <= 1
+
+    def test_interpolation_ends_at_its_prompts(self, cli: CommandLine, run: str) -> None:
+        """What guidance moves away from goes along with the prompt."""
+        made = pictures(cli, run, *AUTO, "use=interpolate", "use.frames=2")
+        Path("made/00002.png").unlink()
+        ends = pictures(cli, run, *AUTO, "matrix=false", "seeds=[0,0]")
+        assert abs(made[[0, 2]] - ends).max() <= 1
+
+    def test_the_record_names_the_guides_weights(self, cli: CommandLine, run: str) -> None:
+        pictures(cli, run, *AUTO)
+        record = json.loads(Path("made/samples.json").read_text())
+        assert len(record["guide_sha256"]) == 64
+        assert record["guide_sha256"] != record["weights_sha256"]
+
+    def test_a_guide_that_does_not_fit(self, cli: CommandLine, run: str) -> None:
+        write_checkpoint(Path("labels.ckpt"), *LABELS)
+        latents = {"name": "sd", "channels": 3, "downsampling": 8, "scale": 0.18215, "shift": 0.0}
+        write_checkpoint(Path("latent.ckpt"), latents=latents)
+        write_checkpoint(Path("small.ckpt"), "model.positions=learned", "model.input_size=16")
+
+        def error(guide: str) -> str:
+            return cli.error("sample", run, PROMPTS, "guidance=autoguidance", f"guidance.guide.ckpt={guide}")
+
+        start = "guidance.guide.ckpt={} does not fit ckpt=run.ckpt: "
+        assert error("labels.ckpt").startswith(
+            start.format("labels.ckpt") + "it knows 5 classes (there captions); give another training"
+        )
+        assert "latents.name=sd (there identity), latents.downsampling=8 (there 1)" in error("latent.ckpt")
+        assert "which know [16, 16] alone" in error("small.ckpt")
+        assert error("none.ckpt").startswith("none.ckpt does not exist")
+        assert cli.error("sample", run, PROMPTS, "guidance=autoguidance") == (
+            "guidance.guide.ckpt is not set; give guidance.guide.ckpt=..."
+        )
+        assert cli.error("sample", run, PROMPTS, *AUTO, "negative=a star").startswith(
+            "negative=a star has no effect with guidance=autoguidance"
+        )
+
+    def test_it_is_loaded_by_sample_alone(self) -> None:
+        z, cond = torch.zeros(1, 3, 4, 4), Condition(pooled=torch.zeros(1, 2))
+        with pytest.raises(
+            ValueError, match=r"guidance\.guide\.ckpt=guide\.ckpt is loaded by sample.py alone"
+        ):
+            Guide(ckpt="guide.ckpt")(z, torch.ones(1), cond)
