@@ -56,8 +56,12 @@ class ReferenceMetric(FeatureMetric, Protocol):
 
 @runtime_checkable
 class CaptionMetric(Protocol):
-    """A metric of images with their captions: as `FeatureMetric`, but for `update`."""
+    """A metric of images with their captions: as `FeatureMetric`, but for `update`.
 
+    of_captions: True, since protocols are told apart by what they have.
+    """
+
+    of_captions: bool
     feature: str
     names: tuple[str, ...]
     settings: dict[str, int | float | str]
