@@ -93,7 +93,7 @@ def test_building_it_draws_no_random_numbers(weights: Path, network: InceptionFe
 
 
 def test_weights_without_classes_give_no_inception_score(weights: Path) -> None:
-    with pytest.raises(ValueError, match="last layer of .* is zeros, so it gives no Inception Score"):
+    with pytest.raises(ValueError, match=r"last layer of .* is zeros, so it gives no Inception Score"):
         InceptionFeatures(weights=str(weights), outputs=("logits",))
 
 
@@ -174,7 +174,7 @@ def test_distances_are_those_of_torch_fidelity_s_command(
     assert values["recall"] == pytest.approx(wanted["recall"], abs=0.011)
     measurement.reset()
     measurement.update(sets["real"])
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="fid is of"):
         values = measurement.compute()
     # Rounding in other batches, by its square root.
     assert abs(values["fid"]) < 1e-3
