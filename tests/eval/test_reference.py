@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rfdit.eval import reference
 from rfdit.eval.frechet import FrechetDistance
+from rfdit.eval.inception_score import InceptionScore
 from rfdit.eval.manifold import PrecisionRecall
 from rfdit.eval.measurement import Measurement
 from rfdit.eval.moments import Moments
@@ -133,7 +134,7 @@ def test_a_measurement_says_what_does_not_fit_together(features: Tensor, tmp_pat
         (TinyFeatures(outputs=("pool", "logits")), [FrechetDistance()], place, "no metric reads logits"),
         (tiny, [FrechetDistance(), FrechetDistance()], place, "two of them are called fid"),
         (tiny, [FrechetDistance()], None, "reference is not set, and fid compares with one"),
-        (tiny, [], place, "no metric compares with one"),
+        (tiny, [InceptionScore(feature="pool")], place, "no metric compares with one"),
     ):
         with pytest.raises(ValueError, match=said):
             Measurement(network=network, metrics=metrics, reference=path)
