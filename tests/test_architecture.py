@@ -39,30 +39,33 @@ LAYERS = [
     ["config"],
     ["command_line", "interchange"],
     ["sampling"],
-    ["train", "sample", "plan", "pack", "encode", "index"],
+    ["train", "sample", "plan", "pack", "encode", "index", "reference"],
     ["posthoc", "loading", "export", "convert", "playground"],
     ["demo"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 SCRIPTS = [
-    "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index", "demo",
+    "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
+    "reference", "demo",
 ]  # fmt: skip
-# Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
-COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
+# Commands that are run as python -m rfdit.PACKAGE.NAME and, like the scripts, put everything together.
+COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py", "eval/reference.py"}
 ALLOWED = {
     "lightning": ["data", "training", "callbacks", *SCRIPTS],
     "pytorch_lightning": [],
     "hydra": ["config", *SCRIPTS],
     "omegaconf": ["config", *SCRIPTS],
     "diffusers": ["autoencoder", "interchange"],
-    "open_clip": ["text_encoder", "interchange"],
+    "open_clip": ["text_encoder", "interchange", "eval"],
+    "torch_fidelity": ["eval"],
+    "timm": ["eval"],
     "webdataset": ["data", "sampling"],
     "torchmetrics": ["eval", "callbacks"],
     "torchdiffeq": ["sampler"],
     "gradio": ["playground"],
 }
-LAZY = ["diffusers", "open_clip", "torchdiffeq", "gradio"]
+LAZY = ["diffusers", "open_clip", "torch_fidelity", "timm", "torchdiffeq", "gradio"]
 
 
 @dataclass(frozen=True)
