@@ -223,7 +223,7 @@ def test_an_interrupted_run_ends_and_keeps_what_is_finished(
     shards = sorted(Path("out").glob("*.tar"))
     assert 4 <= len(shards) < 600
     for shard in shards:  # whole ones
-        assert len(list(webdataset.WebDataset(str(shard), shardsplitter=None, empty_check=False))) == 10
+        assert len(list(webdataset.WebDataset([str(shard)], shardshuffle=False, empty_check=False))) == 10
     assert_gone(family)
 
 
