@@ -24,6 +24,7 @@ NEEDS = {
     "use=image_to_image": ["use.image=x.png"],
     "use=inpaint": ["use.image=x.png", "use.mask=x.png"],
     "conditioner=labels": ["model=dit"],
+    "guidance=autoguidance": ["guidance.guide.ckpt=x.ckpt"],
 }
 
 
