@@ -25,6 +25,7 @@ NEEDS = {
     "use=inpaint": ["use.image=x.png", "use.mask=x.png"],
     "conditioner=labels": ["model=dit"],
     "network=dinov2": ["network.weights=x"],
+    "guidance=autoguidance": ["guidance.guide.ckpt=x.ckpt"],
 }
 
 
