@@ -38,28 +38,31 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line", "interchange", "sampling"],
-    ["train", "sample", "plan", "pack", "encode", "index"],
+    ["train", "sample", "plan", "pack", "encode", "index", "reference"],
     ["posthoc", "loading", "export", "convert"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 SCRIPTS = [
     "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
+    "reference",
 ]  # fmt: skip
-# Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
-COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
+# Commands that are run as python -m rfdit.PACKAGE.NAME and, like the scripts, put everything together.
+COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py", "eval/reference.py"}
 ALLOWED = {
     "lightning": ["data", "training", "callbacks", *SCRIPTS],
     "pytorch_lightning": [],
     "hydra": ["config", *SCRIPTS],
     "omegaconf": ["config", *SCRIPTS],
     "diffusers": ["autoencoder", "interchange"],
-    "open_clip": ["text_encoder", "interchange"],
+    "open_clip": ["text_encoder", "interchange", "eval"],
+    "torch_fidelity": ["eval"],
+    "timm": ["eval"],
     "webdataset": ["data", "sampling"],
     "torchmetrics": ["eval", "callbacks"],
     "torchdiffeq": ["sampler"],
 }
-LAZY = ["diffusers", "open_clip", "torchdiffeq"]
+LAZY = ["diffusers", "open_clip", "torch_fidelity", "timm", "torchdiffeq"]
 
 
 @dataclass(frozen=True)

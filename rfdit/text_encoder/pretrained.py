@@ -44,9 +44,10 @@ def hub_folder(source: str) -> str:
     ) from None
 
 
-def open_clip_weights(model: str, pretrained: str) -> str:
+def open_clip_weights(model: str, pretrained: str, *, node: str = "text_encoder") -> str:
     """The file of an open_clip model's weights: `pretrained` itself, or the download of that tag.
 
+    node: of the configuration, for messages.
     Raises ValueError for an unknown tag or one trained with another activation than the model's,
     OSError if the tag's weights cannot be downloaded.
     """
@@ -56,15 +57,15 @@ def open_clip_weights(model: str, pretrained: str) -> str:
     from open_clip.factory import get_model_config
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
-    setting = f"text_encoder.pretrained={pretrained}"
+    setting = f"{node}.pretrained={pretrained}"
     tag = get_pretrained_cfg(model, pretrained)
     if not tag:
         known = ", ".join(list_pretrained_tags_by_model(model)) or "none"
-        raise ValueError(f"{setting} is no file and no tag of text_encoder.model={model}; its tags: {known}")
+        raise ValueError(f"{setting} is no file and no tag of {node}.model={model}; its tags: {known}")
     if bool(tag.get("quick_gelu")) != bool(get_model_config(model).get("quick_gelu")):
         fitting = model.removesuffix("-quickgelu") + ("-quickgelu" if tag.get("quick_gelu") else "")
         raise ValueError(
-            f"{setting} was trained with another GELU than {model}'s; use text_encoder.model={fitting}"
+            f"{setting} was trained with another GELU than {model}'s; use {node}.model={fitting}"
         )
     if cached := _cached(tag):
         return cached
@@ -77,7 +78,7 @@ def open_clip_weights(model: str, pretrained: str) -> str:
     origin = tag["hf_hub"].rstrip("/") or tag["url"]
     raise OSError(
         f"{setting} of {model} cannot be downloaded: {reason}. Download {origin} on a machine with network, "
-        "copy its open_clip_model.safetensors here and set text_encoder.pretrained=FILE"
+        f"copy its open_clip_model.safetensors here and set {node}.pretrained=FILE"
     ) from None
 
 
