@@ -29,6 +29,12 @@ class EvaluationRecord:
     seconds: float
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
+    @property
+    def line(self) -> str:
+        """The numbers, for people."""
+        values = (f"{k}={v:.2f}" if abs(v) >= 1 else f"{k}={v:.3g}" for k, v in self.values.items())
+        return f"{self.name}: {' '.join(values)}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return vars(self) | {"values": dict(self.values), "protocol": self.protocol.as_dict()}

@@ -64,9 +64,9 @@ class CheckpointEvaluation:
     def finish(self) -> str:
         """The numbers, once all pictures are made; records them and removes what was kept of the pictures."""
         values, seconds = self.output.measure(self.job)
-        name, protocol = self.output.evaluation.name, self.output.protocol
+        protocol = self.output.protocol
         record = EvaluationRecord(
-            name=name,
+            name=self.output.evaluation.name,
             step=self.saved.step,
             weights=protocol.weights["name"],
             values=values,
@@ -75,12 +75,7 @@ class CheckpointEvaluation:
         )
         append_record(self.folder, record)
         self.output.remove(self.job)
-        return f"{protocol}\n{name}: {shown(values)}"
-
-
-def shown(values: dict[str, float]) -> str:
-    """Numbers in one line."""
-    return " ".join(f"{k}={v:.2f}" if abs(v) >= 1 else f"{k}={v:.3g}" for k, v in values.items())
+        return f"{protocol}\n{record.line}"
 
 
 def record_folder(checkpoint: Path) -> Path:
