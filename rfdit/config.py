@@ -119,6 +119,24 @@ class IndexConfig:
     data: Any
 
 
+@dataclass
+class ReferenceConfig:
+    """`reference.yaml`. Of `data`, shards, reader, filters, decoder and resolution are used."""
+
+    images: str | None
+    resolution: Any
+    out: str
+    features: int
+    count: int | None
+    batch_size: int
+    num_workers: int
+    accelerator: str
+    seed: int
+    run_dir: str
+    network: Any
+    data: Any
+
+
 def register() -> None:
     """Makes schemas and resolvers known to Hydra; safe to call twice."""
     store = ConfigStore.instance()
@@ -129,6 +147,7 @@ def register() -> None:
     store.store(name="encode_schema", node=EncodeConfig)
     store.store(name="pack_schema", node=PackConfig)
     store.store(name="index_schema", node=IndexConfig)
+    store.store(name="reference_schema", node=ReferenceConfig)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 

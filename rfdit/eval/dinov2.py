@@ -20,7 +20,7 @@ class DINOv2Features(nn.Module):
     model: timm's name of it. weights: file, safetensors or one that loads as weights only.
     image_size: of the network, a multiple of 14. precision: fp32, tf32 or bf16.
 
-    Raises ValueError for what is no DINOv2 and for weights of another one, OSError if there is no such file.
+    Raises ValueError for what is no DINOv2, and for weights of another one or that are not there.
     """
 
     outputs = ("cls",)

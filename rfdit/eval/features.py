@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -29,7 +29,7 @@ class FeatureNetwork(Protocol):
     precision: str
     outputs: tuple[str, ...]
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "FeatureNetwork":
         """Moves it."""
         ...
 

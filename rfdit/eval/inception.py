@@ -33,8 +33,8 @@ class InceptionFeatures(nn.Module):
         of TensorFlow's channels-last) and logits (1008, without bias, for the Inception Score).
     precision: fp32, or tf32 or bf16, which are faster and say so in the protocol.
 
-    Raises ValueError for weights that are not this network's, or that lack the classes `logits` needs,
-    OSError if there are none and they cannot be downloaded.
+    Raises ValueError for weights that are not this network's, that lack the classes `logits` needs, or
+    that are not there and cannot be downloaded.
     """
 
     name = "inception-2015-12-05"
@@ -119,7 +119,7 @@ def _fold_batch_norms(module: nn.Module) -> None:
 def inception_weights() -> Path:
     """torch-fidelity's file of weights: from torch.hub's cache, or downloaded to it.
 
-    Raises OSError that says what to put where.
+    Raises ValueError that says what to put where.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -134,7 +134,7 @@ def inception_weights() -> Path:
         sha256 = name.removesuffix(".pth").rpartition("-")[2]
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=sha256, progress=False)
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise ValueError(
             f"FID's Inception needs its weights, and they cannot be downloaded from here ({error}): download "
             f"{URL_INCEPTION_V3} on a machine with network and put it at {file}, or set network.weights=FILE"
         ) from None

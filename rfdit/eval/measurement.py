@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -59,7 +59,7 @@ class Measurement:
         if reference is not None and not comparing:
             raise ValueError(f"reference={reference}: no metric compares with one; leave it out")
 
-    def prepare(self, image_size: tuple[int, int], device: torch.device) -> Self:
+    def prepare(self, image_size: tuple[int, int], device: torch.device) -> "Measurement":
         """Reads and checks the reference for images of (height, width), and moves everything to the device.
 
         To be called before the first `update`; the reference is read once. Raises ValueError, naming

@@ -1,7 +1,6 @@
 """Mean and covariance of features, gathered a batch at a time in float64."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -21,14 +20,14 @@ class Moments:
     covariance: Float[Tensor, "d d"]
 
     @classmethod
-    def of(cls, features: Float[Tensor, "n d"]) -> Self:
+    def of(cls, features: Float[Tensor, "n d"]) -> "Moments":
         """Of features that are all there; raises ValueError for fewer than two."""
         return cls.from_sums(*sums(features))
 
     @classmethod
     def from_sums(
         cls, count: Int[Tensor, ""], total: Float[Tensor, "d"], outer: Float[Tensor, "d d"]
-    ) -> Self:
+    ) -> "Moments":
         """From what `sums` gives, added up over batches and ranks; raises ValueError for fewer than two.
 
         In float64 nothing needs to be shifted: with a mean m and a deviation s, the covariance loses

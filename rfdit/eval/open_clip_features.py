@@ -23,8 +23,8 @@ class OpenCLIPFeatures(nn.Module):
     pretrained: one of the model's tags, or a file (safetensors, or a checkpoint that loads as weights only).
     precision: fp32, tf32 or bf16.
 
-    Raises ValueError for an unknown name or tag and weights that are not the model's, OSError if they
-    cannot be downloaded.
+    Raises ValueError for an unknown name or tag, and for weights that are not the model's or cannot be
+    downloaded.
     """
 
     outputs = ("image",)
@@ -36,7 +36,10 @@ class OpenCLIPFeatures(nn.Module):
         check_precision(precision)
         if model not in open_clip.list_models():
             raise ValueError(f"network.model={model} is no model of open_clip; see open_clip.list_models()")
-        file = Path(open_clip_weights(model, pretrained, node="network"))
+        try:
+            file = Path(open_clip_weights(model, pretrained, node="network"))
+        except OSError as error:
+            raise ValueError(str(error)) from None
         self.name, self.precision, self.sha256 = f"open_clip {model}", precision, sha256_of(file)
         clip = _load(model, file).requires_grad_(False).eval().to(weights_dtype(precision))
         self._clip, self._tokenize = clip, open_clip.get_tokenizer(model)

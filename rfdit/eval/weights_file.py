@@ -12,13 +12,13 @@ from torch import Tensor
 def load_weights(file: Path, *, setting: str) -> dict[str, Tensor]:
     """Tensors by name, from safetensors or a PyTorch file that loads as weights only.
 
-    Raises OSError, naming `setting`, if there is no such file, ValueError if it holds something else.
+    Raises ValueError, naming `setting`, if there is no such file or it holds something else.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
-        raise OSError(f"{setting}: there is no file {file}")
+        raise ValueError(f"{setting}: there is no file {file}")
     try:
         state: Any = (
             load_file(file)

@@ -40,7 +40,8 @@ class CheckpointEvaluation:
         )
         folder = record_folder(saved.path)
         name = f"{evaluation.name.replace(' ', '_')}_step_{saved.step:08d}_{protocol.hash}"
-        pictures = [Picture(given, str(given), seed, i) for i, given in enumerate(wanted.inputs)]
+        inputs: list[Any] = list(wanted.inputs)
+        pictures = [Picture(given, str(given), seed, i) for i, given in enumerate(inputs)]
         job = Job(
             folder=folder / "evaluations" / name,
             request=Request(pictures=pictures),

@@ -1,18 +1,15 @@
 """Evaluation during training: it changes nothing, and says what it measured and how."""
 
 import json
-import math
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rfdit.callbacks import GracefulStop
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.eval.records import read_records
 from tests.command_line import CommandLine, metrics
-from tests.eval.tiny import tiny_eval, write_reference
+from tests.eval.small_evaluation import tiny_eval, write_reference
 from tests.test_fault_drill import assert_same, state
 
 STEPS = [

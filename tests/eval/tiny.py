@@ -1,63 +1,46 @@
-"""An evaluation that costs next to nothing: features are a fixed projection of a small picture."""
+"""A feature network without weights to load, and references of any features."""
 
-from pathlib import Path
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
+from rfdit.eval.features import check_images
 from rfdit.eval.moments import Moments
-from rfdit.eval.reference_files import save_reference
 from rfdit.eval.reference_set import Reference
 
-WIDTH = 6
+
+class TinyFeatures(nn.Module):
+    """Mean colours of a coarse grid, as every output."""
+
+    name, sha256, resize = "tiny", "0" * 64, "area to 2 x 2"
+
+    def __init__(
+        self, *, outputs: Sequence[str] = ("pool",), weights: str | None = None, precision: str = "fp32"
+    ) -> None:
+        super().__init__()
+        self.outputs, self.precision = tuple(outputs), precision
+
+    def forward(self, images: UInt8[Tensor, "b 3 H W"]) -> dict[str, Float[Tensor, "b d"]]:
+        check_images(images)
+        grid = adaptive_avg_pool2d(images.float(), 2).flatten(1)
+        return dict.fromkeys(self.outputs, grid)
 
 
-class TinyFeatures:
-    """A `FeatureNetwork`. Like those that load weights, it draws some first."""
-
-    name, sha256, resize, precision, outputs = "tiny", "f" * 64, "8 x 8 means", "fp32", ("pool",)
-
-    def __init__(self) -> None:
-        torch.rand(7)
-        generator = torch.Generator().manual_seed(5)
-        self.weight = torch.randn(3 * 8 * 8, WIDTH, generator=generator) / 14
-
-    def to(self, device: torch.device) -> Self:
-        self.weight = self.weight.to(device)
-        return self
-
-    def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> dict[str, Float[Tensor, "b d"]]:
-        small = F.adaptive_avg_pool2d(images.float() / 255 - 0.5, 8)
-        return {"pool": small.flatten(1) @ self.weight}
-
-
-def write_reference(path: Path, *, image_size: tuple[int, int] = (32, 32)) -> Path:
-    """Of 40 pictures of noise."""
-    images = torch.randint(0, 256, (40, 3, *image_size), generator=torch.Generator().manual_seed(6))
-    features = TinyFeatures()(images.to(torch.uint8))["pool"]
-    reference = Reference(
-        network="tiny",
-        weights_sha256="f" * 64,
-        resize="8 x 8 means",
-        precision="fp32",
-        data="noise",
-        data_sha256="e" * 64,
-        image_size=image_size,
-        moments={"pool": Moments.of(features)},
-        features={"pool": features},
-    )
-    save_reference(reference, path)
-    return path
-
-
-def tiny_eval(reference: Path | str, *, samples: int = 22, inputs: str = "shapes") -> list[str]:
-    """Overrides for train.py and sample.py. KID and precision keep all features, FID does not."""
-    return [
-        "eval=quick", f"eval/inputs={inputs}", f"eval.samples={samples}", f"eval.reference={reference}",
-        "eval.network={_target_: tests.eval.tiny.TinyFeatures}",
-        "+eval.metrics.kid={_target_: rfdit.eval.kernel.KernelInceptionDistance, subsets: 3, subset_size: 10}",
-        "+eval.metrics.pr={_target_: rfdit.eval.manifold.PrecisionRecall}",
-    ]  # fmt: skip
+def reference_of(features: Mapping[str, Tensor], **changes: Any) -> Reference:
+    """Moments and features, as if `TinyFeatures` had made them of 8 x 8 images."""
+    about: dict[str, Any] = {
+        "network": "tiny",
+        "weights_sha256": "0" * 64,
+        "resize": "area to 2 x 2",
+        "precision": "fp32",
+        "data": "drawn",
+        "data_sha256": "1" * 64,
+        "image_size": (8, 8),
+        "moments": {output: Moments.of(x) for output, x in features.items()},
+        "features": features,
+    }
+    return Reference(**(about | changes))
