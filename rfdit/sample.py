@@ -83,12 +83,12 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
     saved = open_checkpoint(config["ckpt"])
     asked = read_asked(saved, config)
     folder = Path(config["out"] or _default_folder(saved.path))
+    tasks: list[_Task] = []
     command = [*command, "out='" + str(folder).replace("'", r"\'") + "'"]
     try:
         with LocalRanks(command=command, count=config["devices"]) as ranks:
             place = Place.here(config["devices"])
             pipeline = load_pipeline(saved, config, place)
-            tasks: list[_Task] = []
             if asked is not None:
                 tasks.append(_pictures(config, saved, asked, folder, pipeline))
             evaluation = CheckpointEvaluation.of(config, saved, pipeline) if config["eval"] else None
@@ -99,7 +99,9 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
             if evaluation is not None and place.rank == 0:
                 print(evaluation.finish(), flush=True)
     except KeyboardInterrupt:
-        print(f"stopped; what is finished is in {folder}", flush=True)
+        print(
+            f"stopped; what is finished is in {', '.join(str(task.job.folder) for task in tasks)}", flush=True
+        )
         raise SystemExit(130) from None
     return None if asked is None else folder
 
