@@ -171,8 +171,8 @@ def test_its_time_is_no_training_time(
 
     left_out: list[float] = []
     monkeypatch.setattr(Throughput, "leave_out", lambda self, seconds: left_out.append(seconds))
-    throughput = "+callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 2}"
-    cli.train("run_dir=run", *STEPS, *EVERY, *tiny_eval(reference), "~callbacks.throughput", throughput)
+    throughput = "callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 2}"
+    cli.train("run_dir=run", *STEPS, *EVERY, *tiny_eval(reference), throughput)
     taken = [record["seconds"] for record in read_records(Path("run"))]
     assert len(left_out) == 2
     assert all(out >= seconds for out, seconds in zip(left_out, taken, strict=True))
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
     }
     for message, expected in messages.items():
         assert message.startswith(expected)
-    assert not Path("run").exists()
+    assert not Path("run/config.yaml").exists()
 
 
 @pytest.mark.slow
