@@ -24,6 +24,7 @@ NEEDS = {
     "use=image_to_image": ["use.image=x.png"],
     "use=inpaint": ["use.image=x.png", "use.mask=x.png"],
     "conditioner=labels": ["model=dit"],
+    "network=dinov2": ["network.weights=x"],
 }
 
 
@@ -39,8 +40,11 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     choice = f"{group}={option}"
     # Resolutions that every autoencoder divides.
     sizes = ["data.resolution=256"] if group == "autoencoder" else []
-    script = "sample" if group in ("eval", "use", "output") else "train"
-    config = composed(script, choice, *NEEDS.get(choice, []), *sizes)
+    script = (
+        "sample" if group in ("eval", "use", "output") else "reference" if group == "network" else "train"
+    )
+    out = ["out=x"] if script == "reference" else []
+    config = composed(script, choice, *NEEDS.get(choice, []), *sizes, *out)
     # Some groups are settings of another.
     node = {
         "size": "model",

@@ -109,8 +109,7 @@ def _radii(points: Float[Tensor, "n d"], neighbours: int, whose: str) -> Float[T
     """Squared distance of each point to its k-th nearest other; raises ValueError for too few points."""
     if len(points) <= neighbours:
         raise ValueError(
-            f"the {neighbours}th nearest neighbour needs more than {neighbours} {whose} images, "
-            f"and there are {len(points)}"
+            f"neighbours={neighbours} needs more than {neighbours} {whose} images, and there are {len(points)}"
         )
     radii = []
     for start, block in zip(range(0, len(points), BLOCK), points.split(BLOCK)):

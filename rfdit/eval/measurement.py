@@ -36,6 +36,7 @@ class Measurement:
     ) -> None:
         self.network, self.metrics, self._path = network, list(metrics), reference
         self._reference: Reference | None = None
+        self._place, self._is_empty = ((1, 1), torch.device("cpu")), True
         read = {metric.feature for metric in metrics}
         if missing := sorted(read - set(network.outputs)):
             raise ValueError(
@@ -73,6 +74,7 @@ class Measurement:
                     if isinstance(metric, ReferenceMetric):
                         metric.compare_with(reference)
             self._reference = reference
+        self._place = image_size, device
         self.network.to(device)
         for metric in self.metrics:
             metric.to(device)
@@ -106,6 +108,7 @@ class Measurement:
 
     def add(self, rows: Mapping[str, Float[Tensor, "b d"]]) -> None:
         """Adds what `rows` gave of some images."""
+        self._is_empty &= all(len(values) == 0 for values in rows.values())
         for metric in self.metrics:
             if isinstance(metric, CaptionMetric):
                 metric.update(rows[metric.feature], rows[CAPTIONS])
@@ -114,13 +117,27 @@ class Measurement:
 
     def compute(self) -> dict[str, float]:
         """Every metric's values over all ranks; a collective call, on every rank."""
+        if self._is_empty:
+            # A rank without images takes part with no rows, which are as wide as the others' rows.
+            self._update_with_none()
         values: dict[str, float] = {}
         for metric in self.metrics:
             values |= {name: float(value) for name, value in metric.compute().items()}
         return values
 
+    def _update_with_none(self) -> None:
+        size, device = self._place
+        features = self.network(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+        for metric in self.metrics:
+            none = features[metric.feature][:0]
+            if isinstance(metric, CaptionMetric):
+                metric.update(none, none)
+            else:
+                metric.update(none)
+
     def reset(self) -> None:
         """Forgets the images; keeps network and reference."""
+        self._is_empty = True
         for metric in self.metrics:
             metric.reset()
 

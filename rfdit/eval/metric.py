@@ -23,7 +23,10 @@ class FeatureMetric(Protocol):
     settings: dict[str, int | float | str]
 
     def update(self, features: Float[Tensor, "b d"]) -> None:
-        """Adds a batch of generated images; raises ValueError for features that are not finite."""
+        """Adds a batch of generated images; raises ValueError for features that are not finite.
+
+        A rank without images adds a batch of none, so that ranks know the features' width.
+        """
         ...
 
     def compute(self) -> dict[str, Tensor]:

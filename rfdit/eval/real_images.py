@@ -118,7 +118,7 @@ class NpzImages:
                 yield from chunk.permute(0, 3, 1, 2)
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(file: IO[bytes] | zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an npy; the file stands behind its header then."""
     from numpy.lib import format as npy
 

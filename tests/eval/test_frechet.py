@@ -108,7 +108,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
 
 
 def test_a_reference_without_the_output_is_refused() -> None:
-    with pytest.raises(ValueError, match="sfid needs the moments of spatial, and the reference .* pool"):
+    with pytest.raises(ValueError, match=r"sfid needs the moments of spatial, and the reference .* pool"):
         FrechetDistance(feature="spatial", name="sfid").compare_with(
             reference_of({"pool": drawn(9, 2, seed=0)})
         )

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -30,7 +29,7 @@ class TinyFeatures(nn.Module):
         return dict.fromkeys(self.outputs, grid)
 
 
-def reference_of(features: Mapping[str, Tensor], **changes: Any) -> Reference:
+def reference_of(features: Mapping[str, Tensor], /, **changes: Any) -> Reference:
     """Moments and features, as if `TinyFeatures` had made them of 8 x 8 images."""
     about: dict[str, Any] = {
         "network": "tiny",
