@@ -102,20 +102,20 @@ def test_another_resolution_than_the_references(cli: CommandLine, reference: Pat
 def test_any_number_of_processes_killed_or_not_gives_the_same_numbers(
     cli: CommandLine, reference: Path, tmp_path: Path
 ) -> None:
-    evaluation = [*BASE, "batch_size=8", *tiny_eval(reference, samples=1100)]
+    evaluation = [*BASE, "batch_size=8", *tiny_eval(reference, samples=600)]
     for devices in (1, 2, 3):
         finish(start(tmp_path, *evaluation, f"devices={devices}"))
     killed = start(tmp_path, *evaluation, "devices=2")
     try:
         deadline = time.monotonic() + 120
-        while len(kept()) < 2 and killed.poll() is None:
+        while len(kept()) < 1 and killed.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=30)
     done = {path: path.stat().st_mtime_ns for path in kept()}
-    assert 2 <= len(done) < 5
+    assert 1 <= len(done) < 3
     finish(start(tmp_path, *evaluation))
     records = read_records(Path("run"))
     assert len(records) == 4
