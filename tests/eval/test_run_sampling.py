@@ -114,7 +114,6 @@ def test_any_number_of_processes_killed_or_not_gives_the_same_numbers(
     finally:
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=30)
-    done = {path: path.stat().st_mtime_ns for path in kept()}
     assert 1 <= len(kept()) < 3
     finish(start(tmp_path, *evaluation))
     records = read_records(Path("run"))
