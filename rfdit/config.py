@@ -50,6 +50,7 @@ class TrainConfig:
     data: Any
     sampler: Any
     guidance: Any
+    eval: Any
     optimizer: Any
     schedule: Any
     callbacks: Any

@@ -45,14 +45,17 @@ def pick_step(wanted: int | None, snapshots: Collection[Snapshot]) -> int:
 
 
 def write_average(
-    out: Path, saved: SavedRun, files: list[Path], coefficients: list[float], step: int
+    out: Path, saved: SavedRun, files: list[Path], coefficients: list[float], step: int, std: float
 ) -> None:
     """A checkpoint whose only weights are the average; what is not trained comes from the saved run."""
     network = saved.network | dict(combine(files, coefficients))
     if unknown := network.keys() - saved.network.keys():
         raise ValueError(f"{files[0].parent} has weights that ckpt={saved.path} lacks, as {min(unknown)}")
+    # So that what is measured of it says which average it is.
+    profile = {"_target_": "rfdit.ema.PowerFunction", "std": std}
+    config = saved.config | {"callbacks": {"ema": {"profiles": {"ema": profile}}}}
     checkpoint = {
-        "rfdit": {"config": saved.config, "latents": saved.latents},
+        "rfdit": {"config": config, "latents": saved.latents},
         "global_step": step,
         "state_dict": {},
         "ema": {"ema": {"updates": step, "network": network}},
@@ -80,7 +83,7 @@ def posthoc(cfg: DictConfig) -> Path:
             flush=True,
         )
     out = Path(config["out"] or run / "posthoc" / f"std_{std:g}_step_{step:08d}.ckpt")
-    write_average(out, saved, list(snapshots), found.coefficients.tolist(), step)
+    write_average(out, saved, list(snapshots), found.coefficients.tolist(), step, std)
     print(
         f"std={std:g} at step {step} from {len(marks)} snapshots, its profile met to {found.error:.2%}; "
         f"sample with: python sample.py ckpt={out}",

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.frozen import weights_digest
 from rfdit.interchange.folder import is_folder
 from rfdit.sampler import Pipeline
+from rfdit.sampler.conditions import Conditions
 from rfdit.sampling.classes import captions, class_names, read_labels
+from rfdit.sampling.evaluate import CheckpointEvaluation
 from rfdit.sampling.guide import find_guide
 from rfdit.sampling.load import load_pipeline, open_checkpoint, with_scales
-from rfdit.sampling.output import Job
+from rfdit.sampling.output import Job, Output
 from rfdit.sampling.place import Place
 from rfdit.sampling.produce import produce
 from rfdit.sampling.request import Asked, read_prompts
@@ -32,6 +35,16 @@ from rfdit.training.run_folder import environment
 
 # What says where and by whom pictures are made, and changes none of them.
 ELSEWHERE = {"out", "devices"}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Pictures to make, as `produce` takes them."""
+
+    job: Job
+    output: Output
+    pipelines: Mapping[float | None, Pipeline]
+    conditions: Conditions
 
 
 def read_asked(saved: SavedRun, config: dict[str, Any]) -> Asked | None:
@@ -72,19 +85,25 @@ def sample(cfg: DictConfig, command: Sequence[str] = ()) -> Path | None:
     saved = open_checkpoint(config["ckpt"])
     asked = read_asked(saved, config)
     folder = Path(config["out"] or _default_folder(saved.path, config["ckpt"]))
+    tasks: list[_Task] = []
     command = [*command, "out='" + str(folder).replace("'", r"\'") + "'"]
     try:
         with LocalRanks(command=command, count=config["devices"]) as ranks:
             place = Place.here(config["devices"])
             pipeline = load_pipeline(saved, config, place)
             if asked is not None:
-                job = _describe(config, saved, asked, folder, pipeline)
-                _make(job, config, pipeline, ranks, place)
-            if config["eval"] and place.rank == 0:
-                _evaluate(config, pipeline)
+                tasks.append(_pictures(config, saved, asked, folder, pipeline))
+            evaluation = CheckpointEvaluation.of(config, saved, pipeline) if config["eval"] else None
+            if evaluation is not None:
+                conditions = pipeline.conditions(evaluation.inputs, negative=config["negative"])
+                tasks.append(_Task(evaluation.job, evaluation.output, {None: pipeline}, conditions))
+            _make(tasks, ranks, place)
+            if evaluation is not None and place.rank == 0:
+                print(evaluation.finish(), flush=True)
     except KeyboardInterrupt:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(f"stopped; what is finished is in {folder}", flush=True)
+            folders = ", ".join(str(task.job.folder) for task in tasks)
+            print(f"stopped; what is finished is in {folders or folder}", flush=True)
         raise SystemExit(130) from None
     return None if asked is None else folder
 
@@ -120,29 +139,34 @@ def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Pat
     )
 
 
-def _make(job: Job, config: dict[str, Any], pipeline: Pipeline, ranks: LocalRanks, place: Place) -> None:
-    """Makes a job's pictures, in all processes together; the first one says where they are."""
-    output = build(config["output"])
-    pipelines = with_scales(pipeline, config["scales"])
-    if place.rank == 0:
-        output.open(job)
-        with (job.folder / "environment.jsonl").open("a") as file:
+def _pictures(
+    config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Path, pipeline: Pipeline
+) -> _Task:
+    """The pictures that were asked for."""
+    job = _describe(config, saved, asked, folder, pipeline)
+    inputs = [picture.given for picture in job.request.pictures]
+    return _Task(
+        job,
+        build(config["output"]),
+        with_scales(pipeline, config["scales"]),
+        pipeline.conditions(inputs, negative=config["negative"]),
+    )
+
+
+def _make(tasks: Sequence[_Task], ranks: LocalRanks, place: Place) -> None:
+    """Makes the pictures, in all processes together; the first one says where they are."""
+    for task in tasks if place.rank == 0 else ():
+        task.output.open(task.job)
+        with (task.job.folder / "environment.jsonl").open("a") as file:
             file.write(json.dumps(environment()) + "\n")
     ranks.start()
-    inputs = [picture.given for picture in job.request.pictures]
-    conditions = pipeline.conditions(inputs, negative=config["negative"])
     with place.together():
-        written = produce(job, output, pipelines, conditions, place)
-    if written is not None:
-        evaluations = max(each.sampler.evaluations for each in pipelines.values())
-        told = f"; {evaluations} evaluations of the velocity for each" if evaluations else ""
-        print(written + told, flush=True)
-
-
-def _evaluate(config: dict[str, Any], pipeline: Pipeline) -> None:
-    evaluation = build(config["eval"])
-    values = evaluation(pipeline, seed=config["seed"])
-    print(f"{evaluation.name}: " + " ".join(f"{k}={v:.2f}" for k, v in values.items()), flush=True)
+        for task in tasks:
+            written = produce(task.job, task.output, task.pipelines, task.conditions, place)
+            if written is not None:
+                evaluations = max(each.sampler.evaluations for each in task.pipelines.values())
+                told = f"; {evaluations} evaluations of the velocity for each" if evaluations else ""
+                print(written + told, flush=True)
 
 
 def rank_command() -> list[str]:

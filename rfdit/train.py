@@ -13,9 +13,10 @@ import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from rfdit.callbacks import GracefulStop
+from rfdit.callbacks import Evaluate, GracefulStop
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.data.latent_manifest import weights_of
@@ -49,9 +50,11 @@ class Training:
 def build_training(config: dict[str, Any]) -> Training:
     """Everything that a validated training configuration describes."""
     L.seed_everything(config["seed"], verbose=False)
+    with isolate_rng():  # feature networks draw weights before they load theirs
+        callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
     trainer = build(
         config["trainer"],
-        callbacks=[build(node) for node in config["callbacks"].values() if node is not None],
+        callbacks=callbacks,
         loggers=[build(node) for node in config["logger"].values() if node is not None],
     )
     network = build_network(config, empty_backbone=starts_empty(trainer))
@@ -66,6 +69,9 @@ def build_training(config: dict[str, Any]) -> Training:
         fp8=config["fp8"],
         record={"config": config, "latents": autoencoder.contract.as_dict()},
     )
+    for callback in callbacks:
+        if isinstance(callback, Evaluate):
+            callback.check(module)
     data = build(config["data"])
     if isinstance(decoder := getattr(data, "decoder", None), LatentDecoder):
         # Only the run itself knows the weights that it has loaded. A conditioner of labels has no encoder.

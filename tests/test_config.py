@@ -56,7 +56,7 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
         "spikes": "callbacks",
         "profiler": "callbacks",
     }.get(group, group)
-    assert config[node] is not None
+    assert (config[node] is None) == (choice == "eval=none")
 
 
 @pytest.mark.parametrize("option", PRESETS)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rfdit.eval.protocol import weights_settings
 from rfdit.training.checkpoint import SavedRun, read_checkpoint
 from tests.command_line import CommandLine
 
@@ -50,6 +51,9 @@ def test_a_stored_length_and_step_give_the_snapshot(cli: CommandLine, run: Saved
     assert "far from" not in printed
     short = cli.posthoc("ckpt=run", "std=0.01")
     assert short.startswith("std=0.01 is far from what the snapshots' profiles can add up to: ")
+    assert f"sample.py ckpt={out}" in printed
+    of = weights_settings(read_checkpoint(out).config, "ema")  # for the protocol of what is measured of it
+    assert of == {"name": "ema", "profile": "PowerFunction", "std": 0.1}
     rebuilt, stored = read_checkpoint(out).ema["ema"], run.ema["power_10"]
     for name, value in stored.items():
         torch.testing.assert_close(rebuilt[name], value, rtol=5e-4, atol=1e-7)

@@ -2,6 +2,7 @@
 
 from rfdit.callbacks.checkpoints import Checkpoints
 from rfdit.callbacks.ema import EMA
+from rfdit.callbacks.evaluate import Evaluate
 from rfdit.callbacks.finite import FiniteGuard, NonFiniteLoss
 from rfdit.callbacks.graceful_stop import GracefulStop
 from rfdit.callbacks.progress import ProgressLine
@@ -15,6 +16,7 @@ from rfdit.callbacks.trace import Trace
 __all__ = [
     "EMA",
     "Checkpoints",
+    "Evaluate",
     "FiniteGuard",
     "GracefulStop",
     "LastingSpike",

@@ -96,6 +96,10 @@ class Throughput(L.Callback):
         self._start_window()  # validation is no training time
         self._left = self._window
 
+    def leave_out(self, seconds: float) -> None:
+        """Does not count these last seconds, in which something else than training went on."""
+        self._window += seconds
+
     def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         seconds = time.perf_counter() - self._window
         self.images_per_second = self._images / seconds

@@ -1,17 +1,19 @@
 """One feature network and all the metrics that read it: each image passes through it once."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from rfdit.eval.features import CaptionNetwork, FeatureNetwork
 from rfdit.eval.metric import CaptionMetric, FeatureMetric, ReferenceMetric
 from rfdit.eval.reference_files import load_reference
 from rfdit.eval.reference_set import Reference
+
+CAPTIONS = "captions"  # beside the outputs of the network
 
 
 class Measurement:
@@ -90,21 +92,28 @@ class Measurement:
 
     def update(self, images: UInt8[Tensor, "b 3 H W"], captions: Sequence[str] | None = None) -> None:
         """Adds this rank's images; batches may be of any size and ranks may have unequal numbers of them."""
-        self._is_empty &= len(images) == 0
-        features = self.network(images)
-        embedded = None
+        self.add(self.rows(images, captions))
+
+    def rows(
+        self, images: UInt8[Tensor, "b 3 H W"], captions: Sequence[str] | None = None
+    ) -> dict[str, Float[Tensor, "b d"]]:
+        """All that the metrics read of images, which `add` takes here or in another process."""
+        rows = self.network(images)
         if self.needs_captions:
             if captions is None or len(captions) != len(images):
                 raise ValueError("clip_score needs one caption for each image")
             assert isinstance(self.network, CaptionNetwork)
-            embedded = self.network.captions(captions)
+            rows[CAPTIONS] = self.network.captions(captions)
+        return rows
+
+    def add(self, rows: Mapping[str, Float[Tensor, "b d"]]) -> None:
+        """Adds what `rows` gave of some images."""
+        self._is_empty &= all(len(values) == 0 for values in rows.values())
         for metric in self.metrics:
-            taken = features[metric.feature]
             if isinstance(metric, CaptionMetric):
-                assert embedded is not None
-                metric.update(taken, embedded)
+                metric.update(rows[metric.feature], rows[CAPTIONS])
             else:
-                metric.update(taken)
+                metric.update(rows[metric.feature])
 
     def compute(self) -> dict[str, float]:
         """Every metric's values over all ranks; a collective call, on every rank."""

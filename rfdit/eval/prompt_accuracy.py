@@ -1,17 +1,20 @@
 """Whether pictures of the embedded world show what their prompts say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchmetrics import Metric
 
+from rfdit.conditioning import Conditioner
 from rfdit.data import scenes
 from rfdit.data.scenes import CENTRE, OFFSETS, RELATIONS, THINGS, Scene, Thing, held_out_prompts, parse
+from rfdit.eval.evaluation import Rows
+from rfdit.eval.inputs import Wanted, caption_settings, check_captions
 
 # The relations that name each picture of two things once; the other two are their mirror images.
 PAIRED = ("left of", "above")
@@ -106,14 +109,31 @@ class PromptAccuracy(Metric):
 
     def update(self, images: UInt8[Tensor, "b 3 H W"], prompts: Sequence[str]) -> None:
         """Counts a batch; raises ValueError for prompts that describe no scene, see also `nearest_scenes`."""
-        for prompt, shown in zip(prompts, nearest_scenes(images), strict=True):
-            for name, right in _judge(parse(prompt).canonical(), shown).items():
-                self.asked[self.names.index(name)] += 1
-                self.right[self.names.index(name)] += right
+        asked, right = judge(images, prompts)
+        self.asked += asked.sum(0).to(self.asked.device)
+        self.right += right.sum(0).to(self.right.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Each name's share."""
-        return dict(zip(self.names, self.right / self.asked, strict=True))
+        return shares(self.asked, self.right)
+
+
+def shares(asked: Int[Tensor, "name"], right: Int[Tensor, "name"]) -> dict[str, Tensor]:
+    """How many of those that were asked for are right, by name."""
+    return dict(zip(PromptAccuracy.names, right / asked, strict=True))
+
+
+def judge(
+    images: UInt8[Tensor, "b 3 H W"], prompts: Sequence[str]
+) -> tuple[UInt8[Tensor, "b name"], UInt8[Tensor, "b name"]]:
+    """For each image, which of `PromptAccuracy.names` its prompt asks for, and which of these are right."""
+    asked = torch.zeros(len(prompts), len(PromptAccuracy.names), dtype=torch.uint8)
+    right = asked.clone()
+    for i, (prompt, shown) in enumerate(zip(prompts, nearest_scenes(images), strict=True)):
+        for name, correct in _judge(parse(prompt).canonical(), shown).items():
+            asked[i, PromptAccuracy.names.index(name)] = 1
+            right[i, PromptAccuracy.names.index(name)] = correct
+    return asked, right
 
 
 def _judge(wanted: Scene, shown: Scene) -> dict[str, bool]:
@@ -129,13 +149,6 @@ def _judge(wanted: Scene, shown: Scene) -> dict[str, bool]:
     return verdict
 
 
-@runtime_checkable
-class Sampling(Protocol):
-    """The part of `rfdit.sampler.Pipeline` that is needed here."""
-
-    def __call__(self, inputs: Sequence[str], *, seed: int) -> UInt8[Tensor, "n 3 H W"]: ...
-
-
 class HeldOutPrompts:
     """`eval=prompt_accuracy`: samples held-out prompts of data=shapes and measures `PromptAccuracy`.
 
@@ -144,14 +157,40 @@ class HeldOutPrompts:
     """
 
     name = "prompt accuracy"
+    shown = ("colour", "shape", "relation")
 
     def __init__(self, *, pictures_per_thing: int = 8, pairs: int = 96) -> None:
+        if pictures_per_thing < 0 or pairs < 0 or pictures_per_thing + pairs == 0:
+            raise ValueError(
+                f"eval.pictures_per_thing={pictures_per_thing} and eval.pairs={pairs} make no picture; give more"
+            )
         things = len(scenes.HELD_OUT_THINGS)
         prompts = held_out_prompts(things + pairs)
         self.prompts = [p for p in prompts[:things] for _ in range(pictures_per_thing)] + prompts[things:]
+        self.samples = len(self.prompts)
 
-    def __call__(self, pipeline: Sampling, *, seed: int) -> dict[str, float]:
-        metric = PromptAccuracy()
-        metric.update(pipeline(self.prompts, seed=seed), self.prompts)
-        shares = metric.compute()
-        return {name: float(shares[name]) for name in ("colour", "shape", "relation")}
+    def wanted(self, conditioner: Conditioner, *, seed: int) -> Wanted:
+        check_captions(conditioner, "eval=prompt_accuracy")
+        return Wanted(list(self.prompts), caption_settings(self.prompts, source="held-out shapes"))
+
+    def prepare(self, image_size: tuple[int, int], device: torch.device) -> None:
+        """Raises ValueError for pictures that no scene has."""
+        height, width = image_size
+        if height != width or height % scenes.SIDE:
+            raise ValueError(
+                f"eval=prompt_accuracy looks for scenes in pictures of {height}x{width}, and these are square, "
+                f"with sides that are multiples of {scenes.SIDE}"
+            )
+        self._device = device
+
+    def rows(self, images: UInt8[Tensor, "b 3 H W"], inputs: Sequence[str] | Sequence[int]) -> Rows:
+        asked, right = judge(images.to(self._device), [str(prompt) for prompt in inputs])
+        return {"asked": asked.to(self._device), "right": right.to(self._device)}
+
+    def measure(self, batches: Iterable[Rows]) -> dict[str, float]:
+        rows = [(batch["asked"].sum(0), batch["right"].sum(0)) for batch in batches]
+        found = shares(*(torch.stack(counts).sum(0) for counts in zip(*rows)))
+        return {name: float(found[name]) for name in self.shown}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        return {"metrics": {"prompt_accuracy": {"names": list(self.shown)}}, "features": {}, "reference": {}}

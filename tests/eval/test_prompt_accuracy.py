@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rfdit.conditioning import LabelConditioner, TextConditioner
 from rfdit.data.scenes import OFFSETS, RELATIONS, THINGS, Scene, Thing, held_out_prompts, parse, render
+from rfdit.eval.evaluation import Evaluation
 from rfdit.eval.prompt_accuracy import HeldOutPrompts, PromptAccuracy, _distances, nearest_scenes
+from rfdit.text_encoder.bpe import BPEEncoder
 
 PROMPTS = held_out_prompts(60)
 CIRCLE, SQUARE = Thing("small", "red", "circle"), Thing("large", "blue", "square")
@@ -122,10 +125,22 @@ def test_what_is_no_scene_is_refused() -> None:
 
 def test_held_out_prompts_are_sampled_and_judged() -> None:
     evaluation = HeldOutPrompts(pictures_per_thing=2, pairs=5)
-    assert len(evaluation.prompts) == 12 * 2 + 5
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.samples == 12 * 2 + 5
+    conditioner = TextConditioner(encoder=BPEEncoder(width=8, length=16))
+    wanted = evaluation.wanted(conditioner, seed=0)
+    evaluation.prepare((32, 32), torch.device("cpu"))
+    halves = [wanted.inputs[:11], wanted.inputs[11:]]
+    rows = [evaluation.rows(pictures(half), half) for half in halves]
+    assert evaluation.measure(rows) == {"colour": 1.0, "shape": 1.0, "relation": 1.0}
+    assert wanted.settings["different"] == 12 + 5
 
-    class Oracle:
-        def __call__(self, inputs: list[str], *, seed: int) -> Tensor:
-            return pictures(inputs)
 
-    assert evaluation(Oracle(), seed=0) == {"colour": 1.0, "shape": 1.0, "relation": 1.0}
+def test_held_out_prompts_need_captions_and_square_pictures() -> None:
+    evaluation = HeldOutPrompts()
+    with pytest.raises(ValueError, match="eval=prompt_accuracy asks for captions and this model was trained"):
+        evaluation.wanted(LabelConditioner(num_classes=3, width=8), seed=0)
+    with pytest.raises(ValueError, match="pictures of 32x64, and these are square"):
+        evaluation.prepare((32, 64), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"eval\.pairs=0 make no picture"):
+        HeldOutPrompts(pictures_per_thing=0, pairs=0)

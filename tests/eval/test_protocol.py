@@ -1,0 +1,149 @@
+"""A protocol names every difference, and survives being written down."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from rfdit.config import build
+from rfdit.eval.protocol import EvalProtocol, group_by_protocol, settings_of, weights_settings
+from rfdit.frozen import weights_digest
+from rfdit.sampler import Autoguidance, ClassifierFree, CustomGrid
+from tests.test_config import OPTIONS, composed
+
+PROTOCOL = EvalProtocol(
+    metrics={"fid": {"name": "FrechetDistance", "features": "pool"}},
+    features={"name": "inception", "sha256": "ab" * 32, "resize": "tensorflow"},
+    reference={"name": "emoji", "sha256": "cd" * 32},
+    samples=50_000,
+    image_size=[32, 32],
+    inputs={"name": "labels", "order": "balanced", "classes": 10},
+    sampler={"solver": {"name": "Euler"}, "grid": {"name": "UniformGrid"}, "shift": 1.0},
+    steps=25,
+    evaluations=50.0,
+    guidance={"name": "ClassifierFree", "scale": 3.0},
+    precision="bf16",
+    weights={"name": "ema", "profile": "FixedDecay", "decay": 0.9999},
+    seed=0,
+)
+
+
+def test_a_protocol_survives_being_written() -> None:
+    again = EvalProtocol.from_dict(json.loads(json.dumps(PROTOCOL.as_dict())))
+    assert again == PROTOCOL
+    assert again.hash == PROTOCOL.hash
+    assert again.differences(PROTOCOL) == []
+
+
+def test_every_field_makes_a_difference() -> None:
+    changes = {
+        "metrics": {"fid": {"name": "FrechetDistance", "features": "768"}},
+        "features": PROTOCOL.features | {"sha256": "ef" * 32},
+        "reference": {"name": "emoji", "sha256": "00" * 32},
+        "samples": 10_000,
+        "image_size": [64, 32],
+        "inputs": PROTOCOL.inputs | {"order": "random"},
+        "sampler": PROTOCOL.sampler | {"shift": 2.0},
+        "steps": 50,
+        "evaluations": None,
+        "guidance": {"name": "NoGuidance"},
+        "precision": "fp32",
+        "weights": {"name": "raw"},
+        "seed": 1,
+    }
+    assert changes.keys() == PROTOCOL.as_dict().keys()
+    hashes = {PROTOCOL.hash}
+    for name, value in changes.items():
+        other = replace(PROTOCOL, **{name: value})
+        found = other.differences(PROTOCOL)
+        assert found
+        assert all(line.startswith(name) for line in found)
+        hashes.add(other.hash)
+    assert len(hashes) == len(changes) + 1
+
+
+def test_differences_name_the_setting_and_both_values() -> None:
+    other = replace(PROTOCOL, guidance={"name": "NoGuidance"}, steps=10)
+    assert PROTOCOL.differences(other) == [
+        "guidance.name=ClassifierFree (there NoGuidance)",
+        "guidance.scale=3.0 (there None)",
+        "steps=25 (there 10)",
+    ]
+
+
+def test_a_reference_is_its_contents() -> None:
+    renamed = replace(PROTOCOL, reference={"name": "other", "sha256": "cd" * 32})
+    assert renamed.differences(PROTOCOL) == []
+    assert renamed.hash == PROTOCOL.hash
+
+
+def test_one_line_says_it_all() -> None:
+    assert str(PROTOCOL) == (
+        f"[{PROTOCOL.hash}] 50,000 pictures of 32x32, labels order balanced classes 10, Euler 25 steps "
+        "(50 evaluations), ClassifierFree scale 3.0, bf16, weights ema profile FixedDecay decay 0.9999, "
+        "features inception resize tensorflow abababab, reference emoji cdcdcdcd, seed 0"
+    )
+
+
+def test_records_are_grouped_and_groups_say_how_they_differ() -> None:
+    records = [
+        {"step": step, "values": {"fid": 1.0}, "protocol": protocol.as_dict()}
+        for step, protocol in enumerate([replace(PROTOCOL, samples=100), PROTOCOL, PROTOCOL])
+    ]
+    first, second = group_by_protocol(records)
+    assert [record["step"] for record in first.records] == [1, 2]
+    assert (first.protocol, first.differences) == (PROTOCOL, [])
+    assert [record["step"] for record in second.records] == [0]
+    assert second.differences == ["samples=100 (there 50000)"]
+    assert group_by_protocol([]) == []
+
+
+def test_what_is_no_protocol_is_refused() -> None:
+    record = PROTOCOL.as_dict()
+    del record["seed"]
+    with pytest.raises(ValueError, match=r"differs in \['colour', 'seed'\]"):
+        EvalProtocol.from_dict(record | {"colour": 1})
+
+
+def test_objects_say_what_they_are() -> None:
+    assert settings_of(ClassifierFree(scale=2.0)) == {"name": "ClassifierFree", "scale": 2.0}
+    assert settings_of(CustomGrid(times=[1, 0.25, 0])) == {"name": "CustomGrid", "points": [1.0, 0.25, 0.0]}
+    guide = nn.Linear(2, 2)
+    before = settings_of(Autoguidance(scale=2.0, guide=guide))  # type: ignore[arg-type]
+    assert before["guide"] == {"name": "Linear", "sha256": weights_digest(guide)}
+    with torch.no_grad():
+        guide.bias += 1
+    assert settings_of(Autoguidance(scale=2.0, guide=guide)) != before  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("group", ["sampler", "guidance"])
+def test_every_setting_of_every_option_is_in_the_description(group: str) -> None:
+    """So that no class keeps a setting where a protocol would not see it."""
+    for option in [name for g, name in OPTIONS if g == group]:
+        node = composed("sample", f"{group}={option}")[group]
+        assert isinstance(node, dict)
+        found = str(settings_of(build(node)))
+        for name in _settings(node) - {"batched", "times"}:
+            assert f"'{name}'" in found, f"{group}={option}: {name}"
+
+
+def _settings(node: dict[str, object]) -> set[str]:
+    inner = [_settings(child) for child in node.values() if isinstance(child, dict)]
+    return {name for name in node if not name.startswith("_")}.union(*inner)
+
+
+def test_weights_are_the_profiles_of_the_run() -> None:
+    config = composed("train", "ema=power")
+    ema = {"name": "ema", "profile": "FixedDecay", "decay": 0.9999, "warmup": True}
+    assert weights_settings(config, "ema") == ema
+    assert weights_settings(config, "power_05") == {
+        "name": "power_05",
+        "profile": "PowerFunction",
+        "std": 0.05,
+    }
+    assert weights_settings(config, "raw") == {"name": "raw"}
+    assert weights_settings({}, "ema") == {"name": "ema"}
+    without = composed("train", "ema=power", "callbacks.ema.profiles.ema=null")
+    assert weights_settings(without, "ema")["name"] == "power_05"

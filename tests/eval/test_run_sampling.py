@@ -1,0 +1,149 @@
+"""`sample.py eval=...`: the same numbers from any number of processes, killed or not."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from rfdit.eval.protocol import EvalProtocol
+from rfdit.eval.records import read_records
+from tests.command_line import CommandLine
+from tests.eval.small_evaluation import tiny_eval, write_reference
+from tests.interchange.conftest import write_checkpoint
+from tests.test_sample_many import finish, start
+
+BASE = ["ckpt=run", "sampler.steps=2", "precision=fp32"]
+
+
+@pytest.fixture
+def reference(cli: CommandLine, tmp_path: Path) -> Path:
+    """That of a checkpoint in a run folder of its own."""
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    write_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    return write_reference(tmp_path / "reference.npz")
+
+
+def kept() -> list[Path]:
+    return sorted(Path("run/evaluations").glob("*/*.safetensors"))
+
+
+def test_what_is_kept_of_pictures_is_not_made_again(
+    cli: CommandLine, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rfdit.eval.generation import GenerationMetrics
+
+    monkeypatch.setattr("rfdit.sampling.eval_files.PICTURES_PER_FILE", 8)
+    evaluation = [*BASE, "batch_size=4", *tiny_eval(reference)]
+    cli.sample(*evaluation)
+    rows, seen = GenerationMetrics.rows, []
+
+    def counted(self: GenerationMetrics, images: object, inputs: object) -> object:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(inputs)
+        return rows(self, images, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GenerationMetrics, "rows", counted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.sample(*evaluation)
+    assert stopped.value.code == 130
+    assert len(kept()) == 1  # a file is there whole or not at all
+    seen.clear()
+    with pytest.raises(SystemExit):
+        cli.sample(*evaluation)
+    assert len(kept()) == 2
+    monkeypatch.setattr(GenerationMetrics, "rows", rows)
+    cli.sample(*evaluation)
+    first, second = read_records(Path("run"))
+    assert second["values"] == first["values"]
+    assert kept() == []
+
+
+def test_pictures_and_numbers_in_one_call(cli: CommandLine, reference: Path) -> None:
+    printed = cli.sample(*BASE, *tiny_eval(reference, samples=5, inputs="shapes"), "eval.metrics.kid=null",
+                         "prompts=[a red circle]", "out=out", "negative=a blue star")  # fmt: skip
+    assert "1 pictures in out" in printed
+    assert printed.strip().splitlines()[-1].startswith("quick: fid=")
+    protocol = EvalProtocol.from_dict(read_records(Path("run"))[0]["protocol"])
+    assert protocol.guidance == {"name": "ClassifierFree", "scale": 3.0, "negative": "a blue star"}
+
+
+def test_labels_for_a_model_of_labels(cli: CommandLine, reference: Path) -> None:
+    write_checkpoint(
+        Path("labels.ckpt"),
+        "model=dit",
+        "conditioner=labels",
+        "conditioner.num_classes=5",
+        "text_encoder.width=12",
+    )
+    base = ["ckpt=labels.ckpt", "sampler.steps=1"]
+    cli.sample(*base, *tiny_eval(reference, samples=12, inputs="random"))
+    (found,) = read_records(Path())  # it lies in no run
+    assert found["protocol"]["inputs"] == {"name": "labels", "order": "random", "classes": 5}
+    message = cli.error("sample", *base, *tiny_eval(reference))
+    assert message.startswith("eval.inputs asks for captions and this model was trained on class labels")
+    message = cli.error("sample", *base, "eval=prompt_accuracy")
+    assert message.startswith(
+        "eval=prompt_accuracy asks for captions and this model was trained on class labels"
+    )
+
+
+def test_another_resolution_than_the_references(cli: CommandLine, reference: Path) -> None:
+    message = cli.error("sample", *BASE, *tiny_eval(reference), "resolution=64")
+    assert message.startswith(
+        "eval.reference: the reference is of images of 32 x 32, and those to measure have 64 x 64"
+    )
+    assert not Path("run/evaluations").exists()
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_killed_or_not_gives_the_same_numbers(
+    cli: CommandLine, reference: Path, tmp_path: Path
+) -> None:
+    evaluation = [*BASE, "batch_size=8", *tiny_eval(reference, samples=600)]
+    for devices in (1, 2, 3):
+        finish(start(tmp_path, *evaluation, f"devices={devices}"))
+    killed = start(tmp_path, *evaluation, "devices=2")
+    try:
+        deadline = time.monotonic() + 120
+        while len(kept()) < 1 and killed.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.communicate(timeout=30)
+    assert 1 <= len(kept()) < 3
+    finish(start(tmp_path, *evaluation))
+    records = read_records(Path("run"))
+    assert len(records) == 4
+    assert all(record["values"] == records[0]["values"] for record in records)
+    assert all(record["protocol"] == records[0]["protocol"] for record in records)
+
+
+@pytest.mark.slow
+def test_the_real_inception(cli: CommandLine, reference: Path, assets: Path) -> None:
+    """FID and sFID of a few pictures, through the statistics of real ones that the reference command makes."""
+    import sys
+    from unittest.mock import patch
+
+    import rfdit.eval.reference as command
+
+    weights = assets / "inception/pt_inception-2015-12-05-nofc.pth"
+    emoji = assets / "data/emoji/emoji-0007.tar"
+    arguments = [
+        "reference", "data=laion", f"data.shards={emoji}", "data.resolution=32", "count=24", "num_workers=0",
+        f"network.weights={weights}", "out=emoji.npz", "accelerator=cpu",
+    ]  # fmt: skip
+    with patch.object(sys, "argv", arguments):
+        command.main()
+    cli.sample(
+        *BASE, "eval=fid50k", "eval.samples=16", "eval/inputs=shards", f"eval.inputs.shards={emoji}",
+        "eval.reference=emoji.npz", f"eval.network.weights={weights}", "batch_size=8",
+    )  # fmt: skip
+    (found,) = read_records(Path("run"))
+    assert found["values"].keys() == {"fid", "sfid"}
+    assert all(value > 1 for value in found["values"].values())
+    assert found["protocol"]["features"]["name"] == "inception-2015-12-05"
+    assert found["protocol"]["reference"]["images"] == 24
