@@ -37,9 +37,7 @@ class SweepFolder(Callback):  # type: ignore[misc]
             # With nothing swept the one point has the name of all that was set.
             unnamed = sorted(fixed) if swept else ["run_dir"]
             keys = ",".join(f"'{key}'" for key in unnamed)
-            config.hydra.overrides.hydra.append(
-                f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"
-            )
+            config.hydra.overrides.hydra.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
             sweeper = config.hydra.sweeper
             typed = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
             assert isinstance(typed, list)
@@ -129,7 +127,9 @@ def _print_summary(folder: Path, whole: bool) -> bool:
     for name, state in points.items():
         print(f"  {state.name:10}  {name}  {_detail(folder / name, state)}".rstrip())
     counts = Counter(state.name for state in points.values())
-    print(f"sweep in {folder}: " + ", ".join(f"{counts[n]} {n}" for n in ("finished", "failed", "unfinished")))
+    print(
+        f"sweep in {folder}: " + ", ".join(f"{counts[n]} {n}" for n in ("finished", "failed", "unfinished"))
+    )
     if not whole or counts["failed"] or counts["unfinished"]:
         print(f"resume with: {again(folder)}", flush=True)
     return counts["failed"] > 0

@@ -40,12 +40,14 @@ LAYERS = [
     ["command_line", "interchange", "sampling"],
     ["sweep"],
     ["train", "sample", "plan", "pack", "encode", "index"],
-    ["posthoc", "loading", "export", "convert"],
+    ["posthoc", "loading", "export", "convert", "reporting"],
+    ["report"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 SCRIPTS = [
     "command_line", "sweep", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
+    "report",
 ]  # fmt: skip
 # Commands that are run as python -m rfdit.data.NAME and, like the scripts, put everything together.
 COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py"}
