@@ -125,7 +125,8 @@ def wait_for_row(file: Path, process: "subprocess.Popen[str]") -> None:
 @pytest.mark.slow
 def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_path: Path) -> None:
     settings = [
-        "model.depth=1", "text_encoder.width=8", "trainer.max_steps=150", "callbacks.checkpoints.every_n_steps=1", "trainer.precision=fp32",
+        "model.depth=1", "text_encoder.width=8", "trainer.max_steps=150", "trainer.precision=fp32",
+        "callbacks.checkpoints.every_n_steps=1",
     ]  # fmt: skip
     command = ("run_dir=sweep", *settings, "patch=p4,p8", "-m")
     environment = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], "OMP_NUM_THREADS": "1"}

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 IN_LEGEND = 28  # runs that look different; more are drawn, and not listed
 DECADE = 4.0  # the ratio of largest to smallest from which an axis is logarithmic
 POINTS = 200  # of a drawn curve at most: a page of many long runs must stay small
-STYLE = {"font.size": 10, "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "rfdit"}
+STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "rfdit"}
 
 
 @dataclass(frozen=True)
