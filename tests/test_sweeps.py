@@ -125,7 +125,7 @@ def wait_for_row(file: Path, process: "subprocess.Popen[str]") -> None:
 @pytest.mark.slow
 def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_path: Path) -> None:
     settings = [
-        "model.depth=1", "text_encoder.width=8", "trainer.max_steps=150", "trainer.precision=fp32",
+        "model.depth=1", "text_encoder.width=8", "trainer.max_steps=40", "trainer.precision=fp32",
         "callbacks.checkpoints.every_n_steps=1",
     ]  # fmt: skip
     command = ("run_dir=sweep", *settings, "patch=p4,p8", "-m")
@@ -150,11 +150,11 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_pa
         assert "sweep/patch=p4 from step " in output
 
     cli.train(*command)
-    cli.train("run_dir=whole", *settings, "patch=p8", "callbacks.checkpoints.every_n_steps=150")
+    cli.train("run_dir=whole", *settings, "patch=p8", "callbacks.checkpoints.every_n_steps=40")
     assert_same(state(tmp_path / "sweep/patch=p8"), state(tmp_path / "whole"))
     for patch_size in ("p4", "p8"):
         run = tmp_path / f"sweep/patch={patch_size}"
-        assert [int(row["step"]) for row in metrics(run)] == list(range(150))
+        assert [int(row["step"]) for row in metrics(run)] == list(range(40))
         assert len((run / "environment.jsonl").read_text().splitlines()) == 2  # one interruption each
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from rfdit.reporting.metrics import Column
 from rfdit.reporting.power_law import PowerLaw, fit_power_law
@@ -19,6 +20,8 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 IN_LEGEND = 28  # runs that look different; more are drawn, and not listed
 DECADE = 4.0  # the ratio of largest to smallest from which an axis is logarithmic
+FEW_DECADES = 1000.0  # the ratio up to which 2, 3 and 5 times a power of ten are labelled too
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 POINTS = 200  # of a drawn curve at most: a page of many long runs must stay small
 STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "rfdit"}
 
@@ -156,9 +159,14 @@ def describe(law: PowerLaw, symbol: str) -> str:
 
 
 def _finish(axes: Axes, values: list[float], which: str) -> None:
-    """Logarithmic where values spread; plain numbers as tick labels where a logarithmic axis would have few."""
-    if min(values) > 0 and max(values) / min(values) >= DECADE:
+    """Logarithmic where values spread; with plain numbers, also between the powers of ten if there are few."""
+    if min(values) > 0 and (spread := max(values) / min(values)) >= DECADE:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        if spread < FEW_DECADES:
+            axis = axes.xaxis if which == "x" else axes.yaxis
+            axis.set_major_formatter(PLAIN)
+            axis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            axis.set_minor_formatter(PLAIN)
     handles = axes.get_legend_handles_labels()[0]
     if handles:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)

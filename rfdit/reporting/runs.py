@@ -176,7 +176,8 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
 def _evaluation(record: dict[str, Any], folder: Path) -> Evaluation:
     try:
         numbers = {k: float(v) for k, v in record["values"].items() if isinstance(v, int | float)}
-        return Evaluation(str(record["name"]), int(record["step"]), numbers, dict(record["protocol"]))
+        protocol = {"weights": record["weights"]} | dict(record["protocol"])
+        return Evaluation(str(record["name"]), int(record["step"]), numbers, protocol)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder}/evaluations.jsonl has a line that is no evaluation: {error!r}") from None
 
