@@ -126,7 +126,7 @@ def read_run(folder: Path, root: Path) -> Run:
         environment=lines[-1] if lines else {},
         cost=cost_of(config) if config else None,
         batch=_batch(config),
-        curves=_read_curves(folder / "metrics.csv"),
+        curves=_read_curves(folder / "metrics.csv", state.step),
         evaluations=[_evaluation(line, folder) for line in _read_jsonl(folder / "evaluations.jsonl")],
         grids={int(f.stem.removeprefix("step_")): f for f in sorted(folder.glob("samples/step_[0-9]*.png"))},
     )
@@ -182,8 +182,11 @@ def _evaluation(record: dict[str, Any], folder: Path) -> Evaluation:
         raise ValueError(f"{folder}/evaluations.jsonl has a line that is no evaluation: {error!r}") from None
 
 
-def _read_curves(file: Path) -> dict[str, Series]:
-    """Finite values by name; a step's number there is that before it was done."""
+def _read_curves(file: Path, end: int | None) -> dict[str, Series]:
+    """Finite values by name; a step's number there is that before it was done.
+
+    end: the run's last step, if it is known; the validation after it may be logged as of the next one.
+    """
     curves: dict[str, Series] = {}
     try:
         rows = read_metrics(file)
@@ -192,6 +195,7 @@ def _read_curves(file: Path) -> dict[str, Series]:
                 if None in row.values():
                     raise ValueError("a line is too short")
                 step = int(row.pop("step")) + 1
+                step = step if end is None else min(step, end)
                 values = {name: float(value) for name, value in row.items() if value}
             except (ValueError, TypeError):
                 if number < len(rows):
