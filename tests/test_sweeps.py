@@ -154,7 +154,8 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_pa
     assert_same(state(tmp_path / "sweep/patch=p8"), state(tmp_path / "whole"))
     for patch_size in ("p4", "p8"):
         run = tmp_path / f"sweep/patch={patch_size}"
-        assert [int(row["step"]) for row in metrics(run)] == list(range(40))
+        # After such a resume Lightning logs rates and validations one step later than losses.
+        assert [int(row["step"]) for row in metrics(run) if row["train/loss"]] == list(range(40))
         assert len((run / "environment.jsonl").read_text().splitlines()) == 2  # one interruption each
 
 
