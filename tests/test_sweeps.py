@@ -162,11 +162,11 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_launchers_tell_of_failures_and_skip_what_is_done(
-    cli: CommandLine, launcher: str, capfd: pytest.CaptureFixture[str]
+    cli: CommandLine, launcher: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
         sweep(cli, f"hydra/launcher={launcher}", "model.num_heads=5,2", code=1)
-        assert "sweep in sweep: 1 finished, 1 failed, 0 unfinished" in capfd.readouterr().out
+        assert "sweep in sweep: 1 finished, 1 failed, 0 unfinished" in capsys.readouterr().out
     assert len(Path("sweep/model.num_heads=2/environment.jsonl").read_text().splitlines()) == 1
 
 
