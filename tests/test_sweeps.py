@@ -154,20 +154,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_pa
     assert_same(state(tmp_path / "sweep/patch=p8"), state(tmp_path / "whole"))
     for patch_size in ("p4", "p8"):
         run = tmp_path / f"sweep/patch={patch_size}"
-        # After such a resume Lightning logs rates and validations one step later than losses.
-        assert [int(row["step"]) for row in metrics(run) if row["train/loss"]] == list(range(40))
         assert len((run / "environment.jsonl").read_text().splitlines()) == 2  # one interruption each
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_launchers_tell_of_failures_and_skip_what_is_done(
-    cli: CommandLine, launcher: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for _ in range(2):
-        sweep(cli, f"hydra/launcher={launcher}", "model.num_heads=5,2", code=1)
-        assert "sweep in sweep: 1 finished, 1 failed, 0 unfinished" in capsys.readouterr().out
-    assert len(Path("sweep/model.num_heads=2/environment.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
