@@ -39,6 +39,7 @@ class TrainConfig:
     run_dir: str
     ckpt: str | None
     compile: bool
+    objective_metric: str
     fp8: bool
     model: Any
     objective: Any

@@ -18,7 +18,8 @@ def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | lis
 
 
 def folder_name(text: str) -> str:
-    """The text itself, or a shorter one that differs where it does; in YAML `${folder_name:...}`."""
+    """The text itself without slashes, or a shorter one that differs where it does; in YAML `${folder_name:...}`."""
+    text = text.replace("/", "%2F")
     if len(text.encode()) <= LONGEST_NAME:
         return text
     return f"{text[:100]}...{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -13,6 +13,7 @@ import hydra
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +23,7 @@ from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.data.latent_manifest import weights_of
 from rfdit.data.latents import LatentDecoder
 from rfdit.model.cost import count_parameters
+from rfdit.sweep import is_done, run_point, summed_up
 from rfdit.training.checkpoint import (
     changed_settings,
     check_resumable,
@@ -35,6 +37,7 @@ from rfdit.training.local_ranks import LocalRanks, check_ranks
 from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
+from rfdit.training.run_state import forget_end, mark_finished
 from rfdit.training.trainer import pick_device
 
 
@@ -107,10 +110,19 @@ def find_resume(ckpt: str | None, run_dir: Path) -> Path | None:
     return path
 
 
-def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | None:
-    """One run; returns the last validation loss, which a sweeper can minimise."""
+def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: bool = False) -> float | None:
+    """One run; returns its objective_metric, which a sweeper can minimise.
+
+    in_sweep: the folder may hold this run, finished, which is skipped, or begun, which is resumed.
+    """
     cfg.run_dir = str(run_dir)
+    if in_sweep and (run_dir / "checkpoints" / "last.ckpt").exists():
+        cfg.ckpt = "last"
     config = validate(cfg)
+    metric = config["objective_metric"]
+    if in_sweep and (done := is_done(run_dir, config)):
+        print(f"skipped: {run_dir} is finished, at step {done.step}", flush=True)
+        return (done.metrics or {}).get(metric)
     resume = find_resume(config["ckpt"], run_dir)
     device = pick_device(config["trainer"]["accelerator"])
     if device.type == "cpu":
@@ -119,36 +131,38 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str]) -> float | No
         check_fp8(device)
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
     check_ranks(devices, nodes)
-    with LocalRanks(command=rank_command(run_dir), count=devices) as ranks:
+    with LocalRanks(command=rank_command(run_dir, config["ckpt"]), count=devices) as ranks:
         training = build_training(config)
-        if resume is not None:
-            _check_resume(resume, training, config)
+        at = "" if resume is None else f" from step {_check_resume(resume, training, config)}"
         if training.trainer.is_global_zero:
+            forget_end(run_dir)
             describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
             parameters = count_parameters(training.module.network)
             print(
-                f"training {parameters:,} parameters in {run_dir} ({training.trainer.precision})", flush=True
+                f"training {parameters:,} parameters in {run_dir}{at} ({training.trainer.precision})",
+                flush=True,
             )
         ranks.start()
         training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
-        _report(training, run_dir, overrides)
-        loss = training.trainer.callback_metrics.get("val/loss")
-        return None if loss is None else float(loss)
+        metrics = {name: float(value) for name, value in training.trainer.callback_metrics.items()}
+        _report(training, run_dir, overrides, metrics, in_sweep)
+        return metrics.get(metric)
 
 
-def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> None:
-    """Raises ValueError if the run cannot go on from this checkpoint; says what is set otherwise than there."""
+def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> int:
+    """The checkpoint's step; says what is set otherwise than there, raises ValueError if the run cannot go on."""
     saved = read_checkpoint(resume, weights=False)
     check_resumable(saved, config, training.module.autoencoder.contract)
-    if training.trainer.is_global_zero and (changed := changed_settings(saved, config)):
+    if training.trainer.is_global_zero and (changed := changed_settings(saved.config, config)):
         print(f"resuming with other settings than the checkpoint's: {'; '.join(changed)}", flush=True)
     if saved.step >= training.trainer.max_steps > 0:
         raise ValueError(
             f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
         )
+    return saved.step
 
 
-def rank_command(run_dir: Path) -> list[str]:
+def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:
     """What starts another rank of the Hydra job that runs now: its own settings, in its own folder."""
     job = HydraConfig.get()
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
@@ -156,28 +170,34 @@ def rank_command(run_dir: Path) -> list[str]:
     typed: Any = OmegaConf.to_container(job.overrides, resolve=False)
     search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
     folder = str(run_dir.absolute()).replace("'", r"\'")  # a sweep's folders have = and , in their names
+    resume = ["ckpt=last"] if ckpt == "last" else []  # which a sweep gives where nobody typed it
     return [
         *(sys.executable, "-m", "rfdit.train", "--config-name", str(job.job.config_name)),
         *(argument for folder in folders for argument in ("--config-dir", folder)),
         *typed["task"],
+        *resume,
         *search,
         *("hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
     ]
 
 
-def _report(training: Training, run_dir: Path, overrides: list[str]) -> None:
+def _report(
+    training: Training, run_dir: Path, overrides: list[str], metrics: dict[str, float], in_sweep: bool
+) -> None:
     """How it ended; raises SystemExit with the shell's code for a run that a signal stopped."""
     step = training.trainer.global_step
     stops = [c for c in training.trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
     signal = stops[0].stopped_by if stops else None
     if signal is None:
         if training.trainer.is_global_zero:
+            mark_finished(run_dir, step=step, metrics=metrics)
             print(f"done: {step} steps; checkpoints, metrics and pictures are in {run_dir}", flush=True)
         return
     if training.trainer.is_global_zero:
         kept = [override for override in overrides if not override.startswith(("run_dir=", "ckpt="))]
         again = shlex.join(["python", "train.py", f"run_dir={run_dir}", "ckpt=last", *kept])
-        print(f"stopped by {signal.name} at step {step}; resume with: {again}", flush=True)
+        resume = "" if in_sweep else f"; resume with: {again}"
+        print(f"stopped by {signal.name} at step {step}{resume}", flush=True)
     raise SystemExit(128 + signal)
 
 
@@ -196,8 +216,11 @@ def _main(cfg: DictConfig) -> float | None:
     torch.set_float32_matmul_precision("high")
     typed: Any = OmegaConf.to_container(hydra_cfg.overrides, resolve=False)
     run_dir, overrides = Path(hydra_cfg.runtime.output_dir), typed["task"]
+    run_dir = _relative(run_dir)
+    if hydra_cfg.mode == RunMode.MULTIRUN:
+        return run_point(run_dir, lambda: train(cfg, run_dir=run_dir, overrides=overrides, in_sweep=True))
     with explain_errors("train", ValueError, OSError):
-        return train(cfg, run_dir=_relative(run_dir), overrides=overrides)
+        return train(cfg, run_dir=run_dir, overrides=overrides)
 
 
 def _relative(path: Path) -> Path:
@@ -208,7 +231,7 @@ def _relative(path: Path) -> Path:
 def main() -> None:
     """The entry of `train.py` and of `python -m rfdit.train`."""
     register()
-    with explain_errors("train"):
+    with explain_errors("train"), summed_up():
         _main()
 
 

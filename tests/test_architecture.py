@@ -38,16 +38,16 @@ LAYERS = [
     ["callbacks"],
     ["config"],
     ["command_line", "interchange"],
-    ["sampling"],
+    ["sampling", "sweep"],
     ["train", "sample", "plan", "pack", "encode", "index", "reference"],
-    ["posthoc", "loading", "export", "convert", "playground"],
-    ["demo"],
+    ["posthoc", "loading", "export", "convert", "playground", "reporting"],
+    ["demo", "report"],
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 SCRIPTS = [
-    "command_line", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
-    "reference", "demo",
+    "command_line", "sweep", "train", "sample", "plan", "posthoc", "export", "convert", "pack", "encode", "index",
+    "reference", "demo", "report",
 ]  # fmt: skip
 # Commands that are run as python -m rfdit.PACKAGE.NAME and, like the scripts, put everything together.
 COMMANDS = {"data/pack.py", "data/encode.py", "data/index.py", "eval/reference.py"}

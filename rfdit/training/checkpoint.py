@@ -187,10 +187,10 @@ def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentCon
         )
 
 
-def changed_settings(saved: SavedRun, config: dict[str, Any]) -> list[str]:
-    """The settings that differ from the checkpoint's, as `path=here, there value`; run_dir and ckpt aside."""
-    mine, theirs = _flatten(config), _flatten(saved.config)
-    run_dirs = str(config.get("run_dir")), str(saved.config.get("run_dir"))
+def changed_settings(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The settings that differ from a saved configuration's, as `path=here (there value)`; run_dir and ckpt aside."""
+    mine, theirs = _flatten(config), _flatten(saved)
+    run_dirs = str(config.get("run_dir")), str(saved.get("run_dir"))
     return [
         f"{key}={mine.get(key)} (there {theirs.get(key)})"
         for key in sorted(mine.keys() | theirs.keys())

@@ -10,6 +10,14 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv as text, empty where nothing was logged; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 class MetricsCSV(Logger):
     """Writes `metrics.csv` with one row per step and one column per metric.
 
@@ -57,7 +65,7 @@ class MetricsCSV(Logger):
         new = sorted({name for row in rows.values() for name in row} - set(self._columns))
         if new:
             self._columns += new
-            self._rewrite(self._read())
+            self._rewrite(read_metrics(self.path))
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writerows({"step": step, **row} for step, row in sorted(rows.items()))
@@ -65,16 +73,10 @@ class MetricsCSV(Logger):
 
     def _open(self, first_step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in self._read() if int(row["step"]) < first_step]
+        rows = [row for row in read_metrics(self.path) if int(row["step"]) < first_step]
         self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
         self._rewrite(rows)
         self._opened = True
-
-    def _read(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         partial = self.path.with_suffix(".partial")

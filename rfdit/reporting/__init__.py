@@ -1,0 +1,1 @@
+"""Run folders as one page to read: tables, plots and pictures."""

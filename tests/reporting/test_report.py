@@ -1,0 +1,177 @@
+"""The report says what the run folders say, of any number of runs, and of broken ones that they are."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import rfdit.report
+from rfdit.plan import make_plan
+from rfdit.report import write_report
+from rfdit.reporting.metrics import find_columns, find_protocols, pick_column
+from rfdit.reporting.runs import read_run
+from rfdit.training.run_state import mark_failed
+from tests.reporting.conftest import MakeRun, evaluation
+from tests.test_config import composed
+
+
+def report(make_run: MakeRun, tmp_path: Path, metric: str | None = None) -> tuple[str, list[dict[str, str]]]:
+    """The page's HTML and the table's rows."""
+    page = write_report(tmp_path / "runs", tmp_path / "out", metric)
+    with (tmp_path / "out/report.csv").open(newline="") as file:
+        return page.read_text(), list(csv.DictReader(file))
+
+
+def test_numbers_are_those_of_the_folder(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", "patch=p4", losses=[1 / step for step in range(1, 41)])
+    make_run("b", "patch=p8")
+    page, rows = report(make_run, tmp_path)
+    plan = make_plan(
+        composed(
+            "plan",
+            "model.width=24",
+            "model.num_heads=2",
+            "patch=p4",
+            "trainer.accelerator=cpu",
+            "peak_tflops=1",
+        ),
+        "",
+    )
+    first = rows[0]
+    assert (first["run"], first["state"], first["patch"], rows[1]["patch"]) == ("a", "finished", "p4", "p8")
+    assert "model.width" not in first  # all have the same
+    assert int(first["parameters"]) == plan.parameters
+    assert float(first["GMACs"]) == pytest.approx(plan.macs / 1e9)
+    assert float(first["compute"]) == pytest.approx(3 * plan.macs / 1e9 * 8 * 40)
+    assert float(first["train loss"]) == pytest.approx(sum(1 / s for s in (37, 38, 39, 40)) / 4)
+    assert float(first["val loss"]) == pytest.approx(1 / 36 / 2)
+    assert float(first["img/s"]) == 100
+    assert int(first["steps"]) == 40
+    assert "python train.py model.width=24 model.num_heads=2" in page
+    assert "run_dir=" not in page
+    for name in ("loss", "compute", "gmacs"):
+        assert Image.open(tmp_path / f"out/report_{name}.png").size[0] > 600
+
+
+def test_the_page_needs_nothing_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a")
+    page, _ = report(make_run, tmp_path)
+    assert set(re.findall(r'(?:src|href)="(\w+:\w+)', page)) == {"data:image"}
+    assert not re.search(r"<link|@import|<script src|url\(", page)
+    assert len(page) < 1_000_000
+
+
+def test_what_runs_say_is_text_and_not_html(make_run: MakeRun, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    folder = make_run("<b>bold", evaluations=[evaluation(10, 1.0, **{"note": evil})])
+    (folder / "overrides.txt").write_text(f"data.caption={evil}\n")
+    mark_failed(folder, evil, ValueError(evil))
+    page, _ = report(make_run, tmp_path)
+    assert evil not in page
+    assert "<b>bold" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 3
+
+
+def test_protocols_stand_apart_and_say_how(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", evaluations=[evaluation(5, 30.0), evaluation(10, 20.0)])
+    make_run("b", evaluations=[evaluation(10, 10.0, steps=50)])
+    page, rows = report(make_run, tmp_path)
+    assert (rows[0]["fid (a)"], rows[0]["fid (b)"]) == ("20.0", "")
+    assert (rows[1]["fid (a)"], rows[1]["fid (b)"]) == ("", "10.0")
+    assert "steps=50 (there 25)" in page
+    assert "sampler.solver.name=Heun" in page
+    written = json.loads((tmp_path / "out/report_protocols.json").read_text())
+    assert written["b"]["protocol"]["steps"] == "50"
+
+
+def test_what_is_plotted(make_run: MakeRun) -> None:
+    folders = [make_run("a", evaluations=[evaluation(10, 20.0)]), make_run("b")]
+    root = folders[0].parent
+    runs = [read_run(folder, root) for folder in folders]
+    columns = find_columns(runs, find_protocols(runs))
+    for wanted, title in ((None, "fid (a)"), ("fid", "fid (a)"), ("val/loss", "val/loss")):
+        found = pick_column(wanted, runs, columns)
+        assert found is not None
+        assert found.title == title
+    assert pick_column(None, runs[1:], []).title == "val/loss"  # type: ignore[union-attr]
+    with pytest.raises(
+        ValueError, match=r"metric=kid is not in these runs; there is fid, val/loss, train/loss"
+    ):
+        pick_column("kid", runs, columns)
+
+
+def test_a_power_law_takes_three_runs(make_run: MakeRun, tmp_path: Path) -> None:
+    for place, patch in enumerate(("p2", "p4", "p8")):
+        page, _ = report(make_run, tmp_path) if place == 2 else ("", [])
+        assert place < 2 or "No power law: it takes three points" in page
+        make_run(patch, f"patch={patch}", evaluations=[evaluation(10, 10.0 * 2**place)])
+    page, _ = report(make_run, tmp_path)
+    assert "6 points" not in page
+    assert page.count(", 3 points, where") == 2
+
+
+def test_states_and_folders_that_cannot_be_read(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("good")
+    make_run("killed", finished=False, grid=None)
+    with (tmp_path / "runs/killed/metrics.csv").open("a") as file:
+        file.write("10,0.0")  # the last line is cut
+    mark_failed(tmp_path / "runs/early", "model.num_heads=5 does not divide", ValueError("x"))
+    (make_run("broken") / "config.yaml").write_text("model: [")
+    (make_run("torn") / "metrics.csv").write_text("step,train/loss\nx,y\n1,2\n")
+    (make_run("text") / "finished.json").write_text("{")
+    (make_run("picture") / "samples/step_00000010.png").write_text("no picture")
+    (tmp_path / "runs/.submitit").mkdir()
+    (tmp_path / "runs/.submitit/config.yaml").write_text("")
+    page, rows = report(make_run, tmp_path)
+    assert {row["run"]: row["state"] for row in rows} == {
+        "early": "failed", "good": "finished", "killed": "unfinished", "picture": "finished",
+    }  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert all(line.startswith("skipped: ") for line in printed)
+    assert "model.num_heads=5 does not divide" in page
+    assert "logged up to step 10 of 1400" in page
+
+
+def test_a_strangers_run_builds_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("stranger")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"] = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "touched")}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _, rows = report(make_run, tmp_path)
+    assert rows[0]["parameters"] == rows[0]["GMACs"] == ""
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_command_line(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("sweep/patch=p4,size=s")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["report", *arguments])
+        rfdit.report.main()
+
+    call("runs")
+    assert (tmp_path / "runs/report.html").exists()
+    call("runs/sweep/patch=p4,size=s", "out=one", "metric=train/loss")
+    assert "report of runs/sweep/patch=p4,size=s is in one/report.html" in capsys.readouterr().out
+    call("runs=runs", "out=two")
+    assert (tmp_path / "two/report.csv").exists()
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["nowhere"], "runs=nowhere is no folder"),
+        (["empty"], "runs=empty holds no run"),
+        ([], "runs is not set"),
+        (["runs", "metric=clip"], "metric=clip is not in these runs"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            call(*arguments)
