@@ -258,6 +258,7 @@ def test_signals_end_with_a_checkpoint(
     step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
     cli.train("run_dir=run", "ckpt=last", f"trainer.max_steps={step + 2}")
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 2
+    assert [int(row["step"]) for row in metrics(Path("run"))] == list(range(step + 2))
 
 
 @pytest.mark.slow

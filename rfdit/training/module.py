@@ -87,11 +87,6 @@ class FlowModule(L.LightningModule):
             assert isinstance(self.network.backbone, nn.Module)
             compile_blocks(self.network.backbone)
 
-    def on_train_start(self) -> None:
-        # What Lightning logs as "step". A checkpoint from the middle of a batch's hooks leaves it
-        # one off for the rest of the run.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
         self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
@@ -164,6 +159,9 @@ class FlowModule(L.LightningModule):
         self._rng = checkpoint["rng"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # What Lightning logs as "step". After a checkpoint from the middle of a batch's hooks it would
+        # be one off for the rest of the run, and Lightning counts again after on_train_start.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Not before: a DataLoader draws from torch's generator when it starts.
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
