@@ -1,5 +1,6 @@
 """The pictures of an evaluation, batch by batch, in one process or on all ranks together."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from rfdit.batch import Condition, Latent
 from rfdit.eval.evaluation import Evaluation, Rows
 from rfdit.eval.inputs import Wanted
 from rfdit.eval.protocol import EvalProtocol, settings_of
+from rfdit.protocols import Backbone
 from rfdit.randomness import SampleGenerator
-from rfdit.sampler import Dopri5, Pipeline, Sampler
+from rfdit.sampler import Autoguidance, Dopri5, Guidance, GuidanceInterval, Pipeline, Sampler
 
 
 class EvaluationStoppedError(Exception):
@@ -153,8 +155,20 @@ def evaluations_per_picture(sampler: Sampler, latent_shape: tuple[int, int, int]
         rows += len(z_t)
         return torch.zeros_like(z_t)
 
+    sampler = copy.copy(sampler)
+    sampler.guidance = _guided_by(sampler.guidance, count)
     one = Condition(pooled=torch.zeros(1, 1))
     noise = torch.ones(1, *latent_shape)
     keys = torch.zeros(1, dtype=torch.int64)
     sampler(count, noise, one, one, generator=SampleGenerator(seed=0, keys=keys))
     return float(rows)
+
+
+def _guided_by(guidance: Guidance, network: Backbone) -> Guidance:
+    """The same with this network in place of autoguidance's."""
+    other = copy.copy(guidance)
+    if isinstance(other, GuidanceInterval):
+        other.inside = _guided_by(other.inside, network)
+    elif isinstance(other, Autoguidance):
+        other.guide = network
+    return other

@@ -30,6 +30,7 @@ TEXT = TextConditioner(encoder=BPEEncoder(width=4, length=8))
         (["sampler=rk4", "guidance=none"], 20),
         (["sampler=sde", "guidance=none"], 5),
         (["guidance=interval", "guidance.low=0.3", "guidance.high=0.7"], 7),  # at t of 1, .8, .6, .4 and .2
+        (["guidance=autoguidance", "guidance.guide.ckpt=not/loaded"], 10),
         (["sampler=dopri5"], None),
     ],
 )
