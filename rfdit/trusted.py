@@ -24,8 +24,9 @@ def check_targets(config: dict[str, Any], packages: Collection[str]) -> None:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of nested dicts and lists, with its path."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    """Every value of nested dicts and lists, with its path; a checkpoint's tuples would be built as lists."""
+    several = isinstance(node, list | tuple)
+    children = node.items() if isinstance(node, dict) else enumerate(node) if several else None
     if children is None:
         yield path, node
         return

@@ -28,6 +28,7 @@ from rfdit.interchange.naming import State, shapes_of, to_theirs
 from rfdit.model import DiT, MMDiT
 from rfdit.model.embeddings import PositionEmbedding
 from rfdit.training.checkpoint import SavedRun
+from rfdit.trusted import check_targets
 
 SHIPPED = Path(shipped.__file__).parent
 AUTOENCODERS = {
@@ -43,11 +44,12 @@ ENCODER = "conditioner.encoder."  # in front of a trained text encoder's weights
 def write_diffusers_folder(out: Path, saved: SavedRun, weights: str) -> None:
     """A pipeline folder for DiffusionPipeline.from_pretrained(out, trust_remote_code=True).
 
-    Raises ValueError for a network that diffusers has no counterpart of, and OSError where the
-    autoencoder, which is copied into the folder, is not at hand.
+    Raises ValueError for a network that diffusers has no counterpart of, one with parts of other packages
+    too, and OSError where the autoencoder, which is copied into the folder, is not at hand.
     """
     check_free(out)
     state = saved.weights(weights)
+    check_targets({"model": saved.config["model"]}, ["rfdit"])  # the run may be anybody's
     with torch.device("meta"):
         backbone = build(saved.config["model"])
     if not isinstance(backbone, DiT | MMDiT):

@@ -236,8 +236,21 @@ def test_what_diffusers_cannot_be(
 
 def test_another_backbone_is_refused(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     saved = checkpoint()
-    other = {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}
-    with pytest.raises(ValueError, match="format=diffusers knows model=dit and model=mmdit, not Linear"):
+    other = {"_target_": "rfdit.autoencoder.identity.IdentityAutoencoder"}
+    with pytest.raises(ValueError, match="format=diffusers knows model=dit and model=mmdit, not IdentityAu"):
         write_diffusers_folder(
             tmp_path / "out", replace(saved, config=saved.config | {"model": other}), "ema"
         )
+
+
+def test_a_run_that_anybody_made_runs_nothing(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    saved = checkpoint()
+    for bad in (
+        {"_target_": "os.mkdir", "path": str(tmp_path / "made")},
+        saved.config["model"] | {"attention": {"_target_": "os.mkdir", "path": str(tmp_path / "made")}},
+    ):
+        with pytest.raises(ValueError, match=r"_target_=os\.mkdir is no class of rfdit"):
+            write_diffusers_folder(
+                tmp_path / "out", replace(saved, config=saved.config | {"model": bad}), "ema"
+            )
+    assert not (tmp_path / "made").exists()

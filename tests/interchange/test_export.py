@@ -184,10 +184,16 @@ def test_a_folder_knows_no_code(cli: CommandLine, run: Path) -> None:
 
 def test_a_checkpoint_knows_no_code(run: Path, tmp_path: Path) -> None:
     raw = read_raw(run / "checkpoints/last.ckpt")
-    raw["rfdit"]["config"]["autoencoder"] = {"_target_": "os.system", "command": "true"}
-    torch.save(raw, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match=r"autoencoder._target_=os.system is no class of rfdit"):
-        rfdit.load(tmp_path / "bad.ckpt")
+    config, bad = raw["rfdit"]["config"], {"_target_": "os.mkdir", "path": str(tmp_path / "made")}
+    hidden = {"_target_": "rfdit.sampler.Euler", "_args_": (bad,)}  # JSON has no tuples, a checkpoint has
+    for group, node, path in (
+        ("autoencoder", bad, "autoencoder"),
+        ("sampler", config["sampler"] | {"solver": hidden}, "sampler.solver._args_.0"),
+    ):
+        torch.save(raw | {"rfdit": raw["rfdit"] | {"config": config | {group: node}}}, tmp_path / "bad.ckpt")
+        with pytest.raises(ValueError, match=rf"{path}._target_=os.mkdir is no class of rfdit"):
+            rfdit.load(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_package_may_be_trusted(cli: CommandLine, run: Path) -> None:
