@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.interchange.conftest import write_checkpoint
+from tests.interchange.conftest import LABELS, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -30,12 +30,26 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `python -m rfdit.demo`, which Ctrl-C ends in a line."""
+    """The address of a page for prompts."""
     folder = tmp_path_factory.mktemp("page")
     write_checkpoint(folder / "run.ckpt")
+    yield from served(folder)
+
+
+@pytest.fixture(scope="module")
+def class_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """That of a page for classes, on which paintings may take minutes and are not shown in the making."""
+    folder = tmp_path_factory.mktemp("classes")
+    write_checkpoint(folder / "run.ckpt", *LABELS)
+    (folder / "names.txt").write_text("0 cat\n1 dog\n2 cow\n3 hen\n4 pig\n")
+    yield from served(folder, f"class_names={folder / 'names.txt'}", "max_steps=20000", "previews=0")
+
+
+def served(folder: Path, *overrides: str) -> Iterator[str]:
+    """The address of `python -m rfdit.demo`, which Ctrl-C ends in a line."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    settings = [f"ckpt={folder / 'run.ckpt'}", f"port={port}", "accelerator=cpu"]
+    settings = [f"ckpt={folder / 'run.ckpt'}", f"port={port}", "accelerator=cpu", *overrides]
     log = (folder / "log.txt").open("w+")
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "rfdit.demo", *settings],
@@ -61,22 +75,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(server: str) -> Iterator[Any]:
-    """The page, open; what it asks of any other place fails the test."""
+def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    asked: list[str] = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(WAIT)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(server)
-        page.wait_for_selector("#prompt textarea")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(server: str, browser: Any) -> Iterator[Any]:
+    """The page, open; what it asks of any other place fails the test."""
+    asked: list[str] = []
+    page = opened(browser)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server)
+    page.wait_for_selector("#prompt textarea")
+    yield page
     assert len(asked) > 5
     assert [url for url in asked if not url.startswith((server + "/", "data:", "blob:"))] == []
+
+
+def opened(browser: Any) -> Any:
+    """A tab, empty as yet."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    page.set_default_timeout(WAIT)
+    return page
 
 
 def painted(page: Any) -> np.ndarray:
@@ -199,3 +224,37 @@ def test_stop_ends_a_painting_and_leaves_the_page_of_use(page: Any) -> None:
     page.fill("#count input", "1")
     paint(page, 1)
     assert len(painted(page)) == 1
+
+
+def test_classes_are_chosen_by_name(class_server: str, browser: Any) -> None:
+    page = opened(browser)
+    page.goto(class_server)
+    page.wait_for_selector("#class input")
+    assert page.locator("#prompt").count() == 0
+    page.wait_for_selector("#negative", state="hidden")
+    page.fill("#steps input", "2")
+    for made, (typed, name, number) in enumerate((("he", "3: hen", 3), ("do", "1: dog", 1)), start=1):
+        page.click("#class input")
+        page.fill("#class input", typed)
+        page.get_by_role("option", name=name).click()
+        paint(page, made)
+        assert f"labels=[{number}]" in value(page, "command")
+    dog = painted(page)
+    page.locator("#gallery .thumbnail-item").nth(1).click()
+    page.wait_for_function("document.querySelector('#class input').value == '3: hen'")
+    assert "labels=[3]" in value(page, "command")
+    assert not np.array_equal(painted(page), dog)
+
+
+def test_who_closes_the_tab_keeps_nobody_waiting(class_server: str, browser: Any) -> None:
+    first, second = opened(browser), opened(browser)
+    for page, steps in ((first, 20_000), (second, 1)):
+        page.goto(class_server)
+        page.click("#class input")
+        page.get_by_role("option", name="0: cat").click()
+        page.fill("#steps input", str(steps))
+        page.fill("#count input", "16")
+    first.click("#paint")
+    first.wait_for_function("document.querySelector('#status').textContent.includes('Sampling begins')")
+    first.close()
+    paint(second, 1)  # within WAIT, where all of the first would take several times as long

@@ -156,7 +156,7 @@ class Page:
             yield from self._paint(stop, *values)
 
         def end(request: gr.Request) -> None:
-            if stop := self._stops.get(request.session_hash):
+            if stop := self._stops.pop(request.session_hash, None):
                 stop.set()
 
         gr.on(
@@ -170,6 +170,7 @@ class Page:
         )
         aside: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         self.stop.click(end, None, None, **aside)
+        self.blocks.unload(end)  # who has closed the tab waits for nothing, and others do
         self.random.click(lambda: str(secrets.randbelow(RANDOM_SEEDS)), None, self.fields["seed"], **aside)
         own = [self.fields[name] for name in ("solver", "steps", "shift")]
         self.fields["solver"].input(self._choose_solver, self.fields["solver"], own, **aside)
