@@ -24,7 +24,7 @@ from rfdit.interchange.diffusers_names import (
     repeat_embedding,
 )
 from rfdit.interchange.folder import CARD, check_free
-from rfdit.interchange.naming import State, shapes_of, to_theirs
+from rfdit.interchange.naming import State, check_weights, shapes_of, to_theirs
 from rfdit.model import DiT, MMDiT
 from rfdit.model.embeddings import PositionEmbedding
 from rfdit.training.checkpoint import SavedRun
@@ -56,6 +56,7 @@ def write_diffusers_folder(out: Path, saved: SavedRun, weights: str) -> None:
         raise ValueError(
             f"format=diffusers knows model=dit and model=mmdit, not {type(backbone).__name__}; use format=safetensors"
         )
+    check_weights(saved.path, backbone, state, "backbone.")
     transformer = as_diffusers(backbone, state)
     autoencoder = _autoencoder(saved.config["autoencoder"])
     out.mkdir(parents=True, exist_ok=True)

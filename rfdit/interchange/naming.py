@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, Size]
@@ -64,6 +65,21 @@ def to_theirs(stacks: Iterable[Stack], ours: Mapping[str, Tensor], shapes: Shape
 def shapes_of(state: Mapping[str, Tensor]) -> dict[str, Size]:
     """Of every tensor of a state dict."""
     return {name: tensor.shape for name, tensor in state.items()}
+
+
+def check_weights(path: Path, module: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raises ValueError, naming one, if tensors of a state dict from `path` are missing, too many or of another shape.
+
+    prefix: of the module's names in the state dict; others are not looked at.
+    """
+    wanted = {prefix + name: list(shape) for name, shape in shapes_of(module.state_dict()).items()}
+    found = {name: list(x.shape) for name, x in state.items() if name.startswith(prefix)}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f"{path} is damaged: its weights do not fit its configuration, which for {name} wants "
+                f"{wanted.get(name, 'nothing')}, and there is {found.get(name, 'nothing')}"
+            )
 
 
 def _rows(tensor: Tensor) -> Tensor:

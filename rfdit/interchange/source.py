@@ -6,9 +6,22 @@ from rfdit.hub import hub_is_reachable
 from rfdit.interchange.folder import CONFIG, WEIGHTS, is_folder, read_folder
 from rfdit.training.checkpoint import SavedRun, find_checkpoint, read_checkpoint
 
+NEEDED = ("model", "conditioner", "autoencoder", "sampler")  # to build any model again
+
 
 def open_model(source: str | Path, revision: str | None = None) -> SavedRun:
-    """What was saved at a local path, or else in a hub repository."""
+    """What was saved at a local path, or else in a hub repository.
+
+    Raises ValueError or OSError with one sentence if that is no model, or a damaged one.
+    """
+    saved = _read(source, revision)
+    groups = saved.config if isinstance(saved.config, dict) else {}
+    if missing := [group for group in NEEDED if not isinstance(groups.get(group), dict)]:
+        raise ValueError(f"{saved.path} is damaged: its configuration has no {', '.join(missing)}")
+    return saved
+
+
+def _read(source: str | Path, revision: str | None) -> SavedRun:
     path = Path(source).expanduser()
     if is_folder(path):
         return read_folder(path)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rfdit.config import build, build_network
+from rfdit.interchange.naming import check_weights
 from rfdit.interchange.source import open_model
 from rfdit.model.backbone import compile_blocks, round_weights
 from rfdit.network import Network
@@ -34,9 +35,13 @@ def open_checkpoint(ckpt: str | None) -> SavedRun:
 
 
 def load_network(saved: SavedRun, config: dict[str, Any], weights: str) -> Network:
-    """The saved network with its raw weights, or those of the average of a name."""
+    """The saved network with its raw weights, or those of the average of a name.
+
+    Raises ValueError for weights of another network than the configuration's.
+    """
     state = saved.weights(weights)
     network = build_network(config)
+    check_weights(saved.path, network, state)
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 

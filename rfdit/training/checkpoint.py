@@ -122,18 +122,20 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> SavedRun:
     weights: False leaves those of a sharded checkpoint on the meta device, where nobody needs them.
     """
     raw = read_raw(path, weights=weights)
-    if "rfdit" not in raw:
+    if not isinstance(raw, dict) or "rfdit" not in raw:
         raise ValueError(f"ckpt={path} was not written by rfdit's train.py")
     prefix = "network."
-    network = {k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)}
-    return SavedRun(
-        path=path,
-        step=raw["global_step"],
-        config=raw["rfdit"]["config"],
-        latents=raw["rfdit"]["latents"],
-        network=network,
-        ema={name: average["network"] for name, average in raw.get("ema", {}).items()},
-    )
+    try:
+        return SavedRun(
+            path=path,
+            step=raw["global_step"],
+            config=raw["rfdit"]["config"],
+            latents=raw["rfdit"]["latents"],
+            network={k.removeprefix(prefix): v for k, v in raw["state_dict"].items() if k.startswith(prefix)},
+            ema={name: average["network"] for name, average in raw.get("ema", {}).items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"ckpt={path} is damaged: it lacks a part of a checkpoint ({error})") from None
 
 
 def find_checkpoint(ckpt: str) -> Path:

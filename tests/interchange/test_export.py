@@ -1,7 +1,10 @@
 """python -m rfdit.export and rfdit.load, from a run to the same pictures."""
 
+import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,6 +231,49 @@ def test_a_damaged_folder_is_one_sentence(cli: CommandLine, run: Path, damage: s
         Path("out/config.json").write_text('{"format": "rfdit-1"}')
     with pytest.raises(ValueError, match="out cannot be read as a model that rfdit exported"):
         rfdit.load("out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda raw: raw.pop("state_dict"),
+            "bad.ckpt is damaged: it lacks a part of a checkpoint ('state_dict')",
+        ),
+        (
+            lambda raw: raw["rfdit"].update(config={}),
+            "bad.ckpt is damaged: its configuration has no model, cond",
+        ),
+        (
+            lambda raw: raw["rfdit"]["config"].pop("autoencoder"),
+            "is damaged: its configuration has no autoencoder",
+        ),
+        (
+            lambda raw: average(raw).pop("backbone.final.linear.bias"),
+            "linear.bias wants [48], and there is nothing",
+        ),
+        (lambda raw: average(raw).update(x=torch.zeros(3)), "for x wants nothing, and there is [3]"),
+        (
+            lambda raw: average(raw).update({"backbone.final.linear.bias": torch.zeros(3)}),
+            "for backbone.final.linear.bias wants [48], and there is [3]",
+        ),
+    ],
+    ids=["no weights", "no settings", "no autoencoder", "one less", "one more", "a shape"],
+)
+def test_a_damaged_checkpoint_is_one_sentence(
+    cli: CommandLine, run: Path, damage: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    raw = copy.deepcopy(read_raw(run / "checkpoints/last.ckpt"))
+    damage(raw)
+    torch.save(raw, "bad.ckpt")
+    assert said in cli.error("sample", "ckpt=bad.ckpt", "prompts=[a]")
+    if "for x" not in said:  # which is no part of what diffusers gets
+        assert said in cli.error("export", "ckpt=bad.ckpt", "format=diffusers", "out=out")
+
+
+def average(raw: dict[str, Any]) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = raw["ema"]["ema"]["network"]
+    return weights
 
 
 def test_what_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
