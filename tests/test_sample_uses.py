@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rfdit.sampling.image_file import read_mask
 from tests.command_line import CommandLine
 
 RED = "prompts=[a large red circle]"
@@ -91,6 +92,17 @@ class TestInpaint:
             "straight path; use sampler=euler or heun"
         )
 
+    def test_a_thin_line_in_a_large_mask_is_painted(self, tmp_path: Path) -> None:
+        file, white = str(tmp_path / "line.png"), np.zeros((512, 512), dtype=bool)
+        white[100, 256:] = True
+        Image.fromarray(white.astype(np.uint8) * 255).save(file)
+        small, same, large = (
+            read_mask(file, (side, side), setting="use.mask").numpy() for side in (32, 512, 1024)
+        )
+        assert np.argwhere(small).tolist() == [[6, column] for column in range(16, 32)]  # 100 // 16
+        assert np.array_equal(same, white)
+        assert np.array_equal(large, white.repeat(2, 0).repeat(2, 1))
+
     def test_bad_masks(self, cli: CommandLine, run: str, photo: np.ndarray) -> None:
         self.mask(size=(32, 30))
         assert cli.error("sample", run, RED, *self.USE) == (
@@ -99,6 +111,9 @@ class TestInpaint:
         )
         self.mask(painted=0)
         assert "mask.png is all black" in cli.error("sample", run, RED, *self.USE)
+        whole = Path("photo.png").read_bytes()
+        Path("mask.png").write_bytes(whole[: len(whole) // 2])
+        assert "use.mask=mask.png cannot be read as an image: " in cli.error("sample", run, RED, *self.USE)
 
 
 class TestInterpolation:

@@ -29,14 +29,19 @@ def read_image(path: str, size: tuple[int, int], *, setting: str) -> UInt8[Tenso
 def read_mask(path: str, size: tuple[int, int], *, setting: str) -> Bool[Tensor, "H W"]:
     """True where a mask is white, its centre resized to `size` as `read_image` does with its picture.
 
+    A pixel that has any white in it is white, so that a thin line does not get lost.
     Raises ValueError, naming `setting`, for a file that is missing or no image.
     """
     measure(path, setting=setting)
-    with Image.open(Path(path).expanduser()) as image:
-        grey = ImageOps.exif_transpose(image).convert("L")
+    try:
+        with Image.open(Path(path).expanduser()) as image:
+            grey = ImageOps.exif_transpose(image).convert("L")
+    except OSError as error:
+        raise ValueError(f"{setting}={path} cannot be read as an image: {error}") from None
     height, width = size
-    resized = ImageOps.fit(grey, (width, height), method=Image.Resampling.NEAREST)
-    return torch.from_numpy(np.asarray(resized) >= WHITE)
+    white = Image.fromarray((np.asarray(grey) >= WHITE).astype(np.float32))
+    share = ImageOps.fit(white, (width, height), method=Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(share) > 0)
 
 
 def measure(path: str, *, setting: str) -> tuple[int, int]:
