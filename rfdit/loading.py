@@ -12,11 +12,10 @@ from rfdit.grid import to_pil
 from rfdit.interchange.folder import travelling
 from rfdit.interchange.source import open_model
 from rfdit.sample import load_pipeline
-from rfdit.sampler import Pipeline, Sampler, Solver
+from rfdit.sampler import ClassifierFree, NoGuidance, Pipeline, Sampler, Solver
+from rfdit.sampler.guidance import with_scale
 from rfdit.training.checkpoint import SavedRun
 from rfdit.trusted import check_targets
-
-CFG = "rfdit.sampler.ClassifierFree"  # where a run had no guidance of its own
 
 
 class Model:
@@ -45,7 +44,8 @@ class Model:
         """One picture per caption or label, of which one or several are given.
 
         seed, first_key: picture i starts from the noise of (seed, first_key + i), as in sample.py.
-        The other arguments are those of `Sampler` and `Pipeline`.
+        guidance_scale: of the run's own guidance, or of the one inside its interval; plain guidance where
+            it had none. The other arguments are those of `Sampler` and `Pipeline`.
         Raises ValueError for captions where the model knows labels, and the other way round.
         """
         wanted: Any = [inputs] if isinstance(inputs, str | int) else list(inputs)
@@ -62,10 +62,11 @@ class Model:
         """The run's own, with other settings where they are given."""
         node = dict(self.saved.config["sampler"])
         node |= {name: x for name, x in (("steps", steps), ("shift", shift)) if x is not None}
-        if guidance_scale is not None:
-            scaled = node["guidance"] if "scale" in node["guidance"] else {"_target_": CFG}
-            node["guidance"] = scaled | {"scale": guidance_scale}
         sampler: Sampler = build(node)
+        if guidance_scale is not None:
+            unguided = isinstance(sampler.guidance, NoGuidance)
+            guidance = ClassifierFree(scale=1.0) if unguided else sampler.guidance
+            sampler.guidance = with_scale(guidance, guidance_scale)
         return sampler
 
     def _check(self, inputs: Sequence[str | int], negative: str | None) -> None:

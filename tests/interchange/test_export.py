@@ -126,6 +126,18 @@ def test_guidance_where_the_run_had_none(checkpoint: MakeCheckpoint, run: Path) 
     assert np.array_equal(plain(PROMPTS[0], steps=2, guidance_scale=3)[0], guided(PROMPTS[0], steps=2)[0])
 
 
+def test_the_scale_is_that_of_the_guidance_inside_an_interval(checkpoint: MakeCheckpoint) -> None:
+    limited = rfdit.load(checkpoint("guidance=interval", "guidance.high=0.6").path, accelerator="cpu")
+    always = rfdit.load(checkpoint("guidance=cfg").path, accelerator="cpu")
+    made = [
+        [model(PROMPTS[0], steps=2, guidance_scale=scale)[0] for scale in (1, 8)]
+        for model in (limited, always)
+    ]
+    assert np.array_equal(made[0][0], made[1][0])  # a scale of 1 is none, wherever it holds
+    assert not np.array_equal(made[0][1], made[0][0])
+    assert not np.array_equal(made[0][1], made[1][1])
+
+
 def test_labels(cli: CommandLine, checkpoint: MakeCheckpoint) -> None:
     run = checkpoint(*LABELS).path
     cli.export(f"ckpt={run}", "out=out")
