@@ -128,6 +128,7 @@ class ThreeChannel:
 class Autoguidance:
     """weak + scale (strong - weak), where weak is a smaller or less trained network (arXiv 2406.02507).
 
+    scale: 1 is the strong one alone, and the weak one is not asked.
     guide: the weak network. It is given what is called `null` elsewhere: the samples' condition as
         the guide's own conditioner makes it (`Pipeline.guide`).
     """
@@ -137,6 +138,8 @@ class Autoguidance:
 
     def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
         strong, weak = velocity(backbone, cond), velocity(self.guide, null)
+        if self.scale == 1:
+            return strong
 
         def field(z: Latent, t: Tensor) -> Latent:
             v = weak(z, t)

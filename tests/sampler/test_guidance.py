@@ -149,6 +149,9 @@ def test_autoguidance_moves_away_from_the_weak_network() -> None:
     v = Autoguidance(scale=3.0, guide=guide)(GaussianBackbone(), means(3, 2.0), means(3, 1.0))(Z, T)
     torch.testing.assert_close(v, weak + 3 * (strong - weak))
     assert guide.batches == [3]
+    alone = Autoguidance(scale=1.0, guide=guide)(GaussianBackbone(), means(3, 2.0), means(3, 1.0))(Z, T)
+    assert torch.equal(alone, strong)
+    assert guide.batches == [3]
     mean, _ = final_mean(Autoguidance(scale=3.0, guide=GaussianBackbone()))
     assert mean == pytest.approx(0.5 + 3 * 1.5, abs=0.01)
 
