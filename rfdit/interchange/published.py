@@ -158,6 +158,12 @@ def _geometry(state: Mapping[str, Tensor], layout: Layout, num_heads: int | None
     names = ("x_embedder.proj.weight", "pos_embed", "blocks.0.adaLN_modulation.1.weight")
     if missing := [name for name in names if name not in state]:
         raise ValueError(f"file lacks {missing[0]}, which every DiT of this family has")
+    if (
+        state[names[0]].ndim != 4
+        or math.isqrt(state["pos_embed"].shape[-2]) ** 2 != state["pos_embed"].shape[-2]
+    ):
+        found = ", ".join(f"{name} of {list(state[name].shape)}" for name in names[:2])
+        raise ValueError(f"file has {found}, and not a convolution's kernel and the positions of a square")
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     if len(state[names[2]]) != 6 * width:
         raise ValueError("file has adaLN without shifts, which rfdit's DiT does not support")

@@ -54,7 +54,7 @@ def read_labels(labels: Any, *, num_classes: int, names: Sequence[str] | None) -
 
 def _number(label: Any, num_classes: int, names: Sequence[str] | None) -> int:
     text = str(label).strip()
-    if isinstance(label, int) or text.isdecimal():
+    if (isinstance(label, int) and not isinstance(label, bool)) or text.isdecimal():
         if 0 <= int(text) < num_classes:
             return int(text)
         raise ValueError(

@@ -180,7 +180,17 @@ def read_prompts(prompts: Any) -> list[str]:
             raise ValueError(
                 f"prompts={prompts} is no file; for one prompt inline write 'prompts=[{prompts}]'"
             )
-        prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return _prompts_in(path)
     if not (isinstance(prompts, list) and prompts):
         raise ValueError(f"prompts={prompts} names no prompt; give a list, or a text file with one per line")
     return [str(prompt) for prompt in prompts]
+
+
+def _prompts_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"prompts={path} is no text in UTF-8; give a text file with one per line") from None
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise ValueError(f"prompts={path} names no prompt; it needs one per line")

@@ -231,6 +231,16 @@ def test_adaln_without_shifts_is_refused() -> None:
         from_published(state, LAYOUTS["lightningdit"], HEADS)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"), [("pos_embed", (1, 15, WIDTH)), ("x_embedder.proj.weight", (WIDTH, 16))]
+)
+def test_other_shapes_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"file has .*{name} of \[{', '.join(map(str, shape))}\].*, and not a"
+    ):
+        from_published(published("sit") | {name: torch.zeros(shape)}, LAYOUTS["sit"], HEADS)
+
+
 def test_bad_input_is_one_sentence(cli: CommandLine) -> None:
     state = published("sit")
     torch.save(state, "their.pt")

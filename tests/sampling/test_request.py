@@ -112,3 +112,6 @@ def test_prompts_from_anywhere(tmp_path: Path) -> None:
     for nothing in ([], str(file), 3):
         with pytest.raises(ValueError, match="names no prompt"):
             read_prompts(nothing)
+    file.write_bytes("naïve".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"^prompts=\S+/prompts.txt is no text in UTF-8"):
+        read_prompts(str(file))
