@@ -1,9 +1,10 @@
 """A pretrained module that stands beside the model."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Frozen:
@@ -38,15 +39,20 @@ class Frozen:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of a module's weights: sorted names, shapes and values.
+    """SHA-256 of a module's weights; see `state_digest`."""
+    return state_digest(module.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: sorted names, shapes and values.
 
     Floating-point values count as float32, so that a file in half precision and the module that was
     loaded from it are the same.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         values = tensor.detach().cpu()
         values = values.float() if values.is_floating_point() else values
         digest.update(f"{name} {list(values.shape)} {values.dtype}\n".encode())
-        digest.update(values.contiguous().reshape(-1).numpy())
+        digest.update(values.contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, register, validate
-from rfdit.frozen import weights_digest
+from rfdit.frozen import state_digest, weights_digest
 from rfdit.interchange.folder import is_folder
 from rfdit.sampler import Pipeline
 from rfdit.sampler.conditions import Conditions
@@ -123,7 +123,8 @@ def _describe(config: dict[str, Any], saved: SavedRun, asked: Asked, folder: Pat
     settings = {
         "checkpoint": str(saved.path),
         "step": saved.step,
-        "weights_sha256": weights_digest(pipeline.network),
+        # As they were trained; sampling in bf16 rounds its copy.
+        "weights_sha256": state_digest(saved.weights(config["weights"])),
         **({} if guide is None or guide.network is None else {"guide_sha256": weights_digest(guide.network)}),
         "inputs_sha256": hashlib.sha256(inputs).hexdigest(),
         "image_size": list(pipeline.image_size),

@@ -9,7 +9,10 @@ import torch
 from PIL import Image
 
 from rfdit.batch import Condition
+from rfdit.frozen import weights_digest
 from rfdit.sampling.guide import Guide
+from rfdit.sampling.load import load_network
+from rfdit.training.checkpoint import read_checkpoint
 from tests.command_line import CommandLine
 from tests.interchange.conftest import LABELS, write_checkpoint
 
@@ -30,6 +33,16 @@ def pictures(cli: CommandLine, *overrides: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(Path("made").glob("0*.png"))]).astype(
         int
     )
+
+
+def test_records_name_the_weights_as_they_were_trained(cli: CommandLine, run: str) -> None:
+    """Whatever precision they are rounded to for sampling."""
+    digests = []
+    for precision in ("bf16", "fp32"):
+        cli.sample(run, PROMPTS, f"precision={precision}", f"out={precision}")
+        digests.append(json.loads(Path(precision, "samples.json").read_text())["weights_sha256"])
+    network = load_network(saved := read_checkpoint(Path("run.ckpt")), saved.config, "ema")
+    assert digests == [weights_digest(network)] * 2
 
 
 class TestExported:

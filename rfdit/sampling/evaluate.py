@@ -9,7 +9,7 @@ from rfdit.eval.evaluation import Evaluation
 from rfdit.eval.protocol import weights_settings
 from rfdit.eval.records import EvaluationRecord, append_record
 from rfdit.eval.run import protocol_of
-from rfdit.frozen import weights_digest
+from rfdit.frozen import state_digest
 from rfdit.sampler import Pipeline
 from rfdit.sampling.eval_files import EvaluationFiles
 from rfdit.sampling.output import Job
@@ -48,7 +48,7 @@ class CheckpointEvaluation:
             use=Pictures(),
             settings={
                 "step": saved.step,
-                "weights_sha256": weights_digest(pipeline.network),
+                "weights_sha256": state_digest(saved.weights(config["weights"])),
                 "batch_size": pipeline.batch_size,
                 "device": pipeline.device.type,
             },
