@@ -60,7 +60,7 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
     """Writes report.html, report.csv, report_protocols.json and a PNG of each plot; returns the page."""
     runs, skipped = read_runs(root)
     protocols = find_protocols(runs)
-    columns = find_columns(runs, protocols)
+    columns = find_columns(protocols)
     column = pick_column(metric, runs, columns)
     swept = swept_settings(runs)
     titles = heads(swept, columns)
@@ -71,7 +71,7 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.csv").write_text(as_csv(titles, rows))
-    footnotes = {p.letter: {"evaluation": p.evaluation, "protocol": p.settings} for p in protocols}
+    footnotes = {p.letter: {"evaluation": p.evaluation, "protocol": p.settings.as_dict()} for p in protocols}
     (out / "report_protocols.json").write_text(json.dumps(footnotes, indent=1) + "\n")
     for plot in plots:
         (out / f"report_{plot.name}.png").write_bytes(plot.bytes("png"))

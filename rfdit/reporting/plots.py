@@ -108,7 +108,7 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
         figure = Figure(figsize=(6.4, 4.0))
         axes = figure.add_subplot()
     axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_ylabel(_verbatim(y))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -130,7 +130,7 @@ def _draw(
         marker=MARKERS[(place + turn) % len(MARKERS)],
         markevery=sorted({*range(every - 1, len(x), every), len(x) - 1}),
         linewidth=1.4, markersize=6,
-        label=run.name if place < IN_LEGEND else None,
+        label=_verbatim(run.name) if place < IN_LEGEND else None,
     )  # fmt: skip
 
 
@@ -173,7 +173,8 @@ def _finish(axes: Axes, values: list[float], which: str) -> None:
 
 
 def _label(column: Column) -> str:
-    return {"val/loss": "validation loss", "train/loss": "training loss"}.get(column.metric, column.metric)
+    losses = {"val/loss": "validation loss", "train/loss": "training loss"}
+    return losses.get(column.metric, column.metric)
 
 
 def _title(column: Column) -> str:
@@ -182,12 +183,17 @@ def _title(column: Column) -> str:
     return name if column.protocol is None else f"{name} ({column.protocol.letter})"
 
 
+def _verbatim(text: str) -> str:
+    """Text of a run, in which a dollar is no formula."""
+    return text.replace("$", r"\$")
+
+
 def _protocol_note(column: Column) -> list[str]:
     protocol = column.protocol
     return (
         []
         if protocol is None
-        else [f"Protocol ({protocol.letter}) of {protocol.evaluation}, as listed below."]
+        else [f"Protocol ({protocol.letter}) of {protocol.evaluation}, as listed above."]
     )
 
 

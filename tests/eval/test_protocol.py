@@ -79,6 +79,13 @@ def test_a_reference_is_its_contents() -> None:
     assert renamed.hash == PROTOCOL.hash
 
 
+def test_what_was_kept_of_a_reference_s_images_makes_a_difference() -> None:
+    """Precision and recall depend on how many features there are, all numbers on the network's arithmetic."""
+    few, many = (replace(PROTOCOL, reference=PROTOCOL.reference | {"features_kept": n}) for n in (100, 1000))
+    assert few.differences(many) == ["reference.features_kept=100 (there 1000)"]
+    assert few.hash != many.hash
+
+
 def test_one_line_says_it_all() -> None:
     assert str(PROTOCOL) == (
         f"[{PROTOCOL.hash}] 50,000 pictures of 32x32, labels order balanced classes 10, Euler 25 steps "
