@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from rfdit.frozen import weights_digest
 
-EQUIVALENT = {"batched"}  # settings of a sampler that change speed and memory alone
+# Settings that change speed alone, and the path of a guide, whose weights are told apart by their sha256.
+EQUIVALENT = {"batched", "ckpt"}
 
 
 @dataclass(frozen=True, kw_only=True)

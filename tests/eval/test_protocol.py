@@ -11,7 +11,7 @@ from rfdit.config import build
 from rfdit.eval.protocol import EvalProtocol, group_by_protocol, settings_of, weights_settings
 from rfdit.frozen import weights_digest
 from rfdit.sampler import Autoguidance, ClassifierFree, CustomGrid
-from tests.test_config import OPTIONS, composed
+from tests.test_config import NEEDS, OPTIONS, composed
 
 PROTOCOL = EvalProtocol(
     metrics={"fid": {"name": "FrechetDistance", "features": "pool"}},
@@ -129,10 +129,11 @@ def test_objects_say_what_they_are() -> None:
 def test_every_setting_of_every_option_is_in_the_description(group: str) -> None:
     """So that no class keeps a setting where a protocol would not see it."""
     for option in [name for g, name in OPTIONS if g == group]:
-        node = composed("sample", f"{group}={option}")[group]
+        choice = f"{group}={option}"
+        node = composed("sample", choice, *NEEDS.get(choice, []))[group]
         assert isinstance(node, dict)
         found = str(settings_of(build(node)))
-        for name in _settings(node) - {"batched", "times"}:
+        for name in _settings(node) - {"batched", "times", "ckpt"}:
             assert f"'{name}'" in found, f"{group}={option}: {name}"
 
 
