@@ -29,6 +29,7 @@ class PrecisionRecall(Metric):
         _check_neighbours(neighbours)
         self.feature, self.neighbours = feature, neighbours
         self.settings = {"neighbours": neighbours}
+        self.least = neighbours + 1
         self.add_state("features", [], dist_reduce_fx="cat")
         self._reference: Tensor | None = None
 
@@ -63,6 +64,7 @@ class DensityCoverage(Metric):
 
     full_state_update = False
     names = ("density", "coverage")
+    least = 1
     features: list[Tensor]
 
     def __init__(self, *, feature: str = "pool", neighbours: int = 5) -> None:
