@@ -17,7 +17,8 @@ class PrecisionRecall(Metric):
     set's own, border included. torchmetrics has none.
 
     feature: the output of the network. neighbours: k.
-    Both numbers depend on how many images there are; papers take 10,000 (ADM) or 50,000 of each.
+    Both numbers depend on how many images there are; ADM takes 10,000 real
+    ones and all that were generated.
     """
 
     full_state_update = False
