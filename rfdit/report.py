@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, register, validate
 from rfdit.reporting import page
-from rfdit.reporting.grids import Sheet, choose_sheets, read_sheet
+from rfdit.reporting.grids import Sheet, choose_sheets, read_sheet, same_noise
 from rfdit.reporting.metrics import find_columns, find_protocols, pick_column
 from rfdit.reporting.plots import Plot, compute_plot, gmacs_plot, loss_plot
 from rfdit.reporting.runs import Run, find_runs, read_run, swept_settings
@@ -75,13 +75,14 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
     (out / "report_protocols.json").write_text(json.dumps(footnotes, indent=1) + "\n")
     for plot in plots:
         (out / f"report_{plot.name}.png").write_bytes(plot.bytes("png"))
+    noise = "the same noise" if same_noise(runs) else "different noise"
     when = f"at step {step:,}" if step is not None else "at each run's last step"
     sections = [
         ("Runs", page.table(titles, rows)),
         ("Protocols of the metrics", page.protocols(protocols) if protocols else ""),
         ("Not finished", page.states(runs, [*skipped, *unread])),
         ("Plots", page.figures(plots) if plots else ""),
-        (f"Samples from the same noise, {when}", page.sheets(sheets) if sheets else ""),
+        (f"Samples from {noise}, {when}", page.sheets(sheets) if sheets else ""),
         ("Make each run again", page.commands(runs)),
     ]
     file = out / "report.html"

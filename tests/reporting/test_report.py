@@ -146,6 +146,25 @@ def test_a_power_law_takes_three_runs(make_run: MakeRun, tmp_path: Path) -> None
     assert page.count(", 3 points, where") == 2
 
 
+def test_a_run_that_was_stopped_early_does_not_move_the_others(make_run: MakeRun, tmp_path: Path) -> None:
+    for place, patch in enumerate(("p2", "p4", "p8")):
+        numbers = [evaluation(5, 90.0), evaluation(10, 10.0 * 2**place)]
+        make_run(patch, f"patch={patch}", evaluations=numbers)
+    make_run("stopped", "patch=p8", evaluations=[evaluation(5, 1000.0)], finished=False)
+    page, _ = report(make_run, tmp_path)
+    assert "against the network&#x27;s cost, at step 10." in page
+    assert "1 runs that are not finished are left out." in page
+    assert page.count(", 3 points, where") == 2
+
+
+def test_whether_samples_are_of_the_same_noise(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a")
+    make_run("b", "callbacks.grid.inputs=[x]")
+    assert "Samples from the same noise, at step 10" in report(make_run, tmp_path)[0]
+    make_run("c", "callbacks.grid.seed=1")
+    assert "Samples from different noise, at step 10" in report(make_run, tmp_path)[0]
+
+
 def test_states_and_folders_that_cannot_be_read(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
