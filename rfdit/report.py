@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, register, validate
 from rfdit.reporting import page
-from rfdit.reporting.grids import Sheet, choose_sheets, read_sheet
+from rfdit.reporting.grids import Sheet, choose_sheets, read_sheet, same_noise
 from rfdit.reporting.metrics import find_columns, find_protocols, pick_column
 from rfdit.reporting.plots import Plot, compute_plot, gmacs_plot, loss_plot
 from rfdit.reporting.runs import Run, find_runs, read_run, swept_settings
@@ -60,7 +60,7 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
     """Writes report.html, report.csv, report_protocols.json and a PNG of each plot; returns the page."""
     runs, skipped = read_runs(root)
     protocols = find_protocols(runs)
-    columns = find_columns(runs, protocols)
+    columns = find_columns(protocols)
     column = pick_column(metric, runs, columns)
     swept = swept_settings(runs)
     titles = heads(swept, columns)
@@ -71,17 +71,18 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.csv").write_text(as_csv(titles, rows))
-    footnotes = {p.letter: {"evaluation": p.evaluation, "protocol": p.settings} for p in protocols}
+    footnotes = {p.letter: {"evaluation": p.evaluation, "protocol": p.settings.as_dict()} for p in protocols}
     (out / "report_protocols.json").write_text(json.dumps(footnotes, indent=1) + "\n")
     for plot in plots:
         (out / f"report_{plot.name}.png").write_bytes(plot.bytes("png"))
+    noise = "the same noise" if same_noise(runs) else "different noise"
     when = f"at step {step:,}" if step is not None else "at each run's last step"
     sections = [
         ("Runs", page.table(titles, rows)),
         ("Protocols of the metrics", page.protocols(protocols) if protocols else ""),
         ("Not finished", page.states(runs, [*skipped, *unread])),
         ("Plots", page.figures(plots) if plots else ""),
-        (f"Samples from the same noise, {when}", page.sheets(sheets) if sheets else ""),
+        (f"Samples from {noise}, {when}", page.sheets(sheets) if sheets else ""),
         ("Make each run again", page.commands(runs)),
     ]
     file = out / "report.html"

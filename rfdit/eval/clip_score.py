@@ -21,6 +21,7 @@ class CLIPScore(Metric):
     higher_is_better = True
     names = ("clip_score",)
     of_captions = True
+    least = 1
     total: Tensor
     count: Tensor
 

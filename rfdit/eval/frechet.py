@@ -41,6 +41,7 @@ class FrechetDistance(Metric):
 
     full_state_update = False
     higher_is_better = False
+    least = 2
     count: Tensor
     total: Tensor
     outer: Tensor

@@ -40,6 +40,12 @@ class GenerationMetrics:
         chosen = [metric for metric in metrics.values() if metric is not None]
         if not chosen:
             raise ValueError("eval.metrics is empty; give one, or eval=none")
+        for metric in chosen:
+            if samples < metric.least:  # said before pictures are made
+                raise ValueError(
+                    f"eval.samples={samples} is too few for {metric.names[0]}, whose settings ask for at least "
+                    f"{metric.least}; give more samples, or leave it out with eval.metrics.NAME=null"
+                )
         self.name, self.samples, self.inputs = name, samples, inputs
         self.measurement = Measurement(network=network, metrics=chosen, reference=reference)
         for metric in chosen:

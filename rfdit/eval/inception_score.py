@@ -31,6 +31,7 @@ class InceptionScore(Metric):
         if splits < 1:
             raise ValueError(f"splits={splits}: the Inception Score is over at least 1")
         self.feature, self.splits, self.settings = feature, splits, {"splits": splits}
+        self.least = splits
         self.add_state("features", [], dist_reduce_fx="cat")
 
     def update(self, features: Float[Tensor, "b d"]) -> None:

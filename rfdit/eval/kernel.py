@@ -38,12 +38,15 @@ class KernelInceptionDistance(Metric):
             )
         self.feature, self.subsets, self.subset_size = feature, subsets, subset_size
         self.settings = {"subsets": subsets, "subset_size": subset_size}
+        self.least = subset_size
         self.add_state("features", [], dist_reduce_fx="cat")
         self._reference: Tensor | None = None
 
     def compare_with(self, reference: Reference) -> None:
-        """See `ReferenceMetric`."""
-        self._reference = reference.features_of(self.feature, needed_by=self.names[0])
+        """See `ReferenceMetric`; raises ValueError if the reference has fewer features than a subset."""
+        real = reference.features_of(self.feature, needed_by=self.names[0])
+        self._check_count(len(real), "reference")
+        self._reference = real
 
     def update(self, features: Float[Tensor, "b d"]) -> None:
         """See `FeatureMetric`."""
@@ -51,17 +54,13 @@ class KernelInceptionDistance(Metric):
         self.features.append(features)
 
     def compute(self) -> dict[str, Tensor]:
-        """Mean and standard deviation over the subsets; raises ValueError if a set is smaller than one."""
+        """Mean and standard deviation over the subsets; raises ValueError for fewer images than in one."""
         from torchmetrics.image.kid import KernelInceptionDistance as OverSubsets
 
         assert self._reference is not None, "compare_with comes first"
         fake = joined(self.features)
         real = self._reference.to(fake)
-        for whose, count in (("generated", len(fake)), ("reference", len(real))):
-            if count < self.subset_size:
-                raise ValueError(
-                    f"kid.subset_size={self.subset_size} is more than the {count} {whose} images; give fewer"
-                )
+        self._check_count(len(fake), "generated")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that features are kept
             kid = OverSubsets(
@@ -74,6 +73,12 @@ class KernelInceptionDistance(Metric):
             torch.manual_seed(SEED)
             mean, deviation = kid.compute()
         return {"kid": mean, "kid_std": deviation}
+
+    def _check_count(self, count: int, whose: str) -> None:
+        if count < self.subset_size:
+            raise ValueError(
+                f"kid.subset_size={self.subset_size} is more than the {count} {whose} images; give fewer"
+            )
 
 
 class CLIPMaximumMeanDiscrepancy(Metric):
@@ -89,6 +94,7 @@ class CLIPMaximumMeanDiscrepancy(Metric):
     full_state_update = False
     higher_is_better = False
     names = ("cmmd",)
+    least = 1
     features: list[Tensor]
     sigma, scale = 10.0, 1000.0
 

@@ -17,7 +17,8 @@ class PrecisionRecall(Metric):
     set's own, border included. torchmetrics has none.
 
     feature: the output of the network. neighbours: k.
-    Both numbers depend on how many images there are; papers take 10,000 (ADM) or 50,000 of each.
+    Both numbers depend on how many images there are; ADM takes 10,000 real
+    ones and all that were generated.
     """
 
     full_state_update = False
@@ -29,6 +30,7 @@ class PrecisionRecall(Metric):
         _check_neighbours(neighbours)
         self.feature, self.neighbours = feature, neighbours
         self.settings = {"neighbours": neighbours}
+        self.least = neighbours + 1
         self.add_state("features", [], dist_reduce_fx="cat")
         self._reference: Tensor | None = None
 
@@ -63,6 +65,7 @@ class DensityCoverage(Metric):
 
     full_state_update = False
     names = ("density", "coverage")
+    least = 1
     features: list[Tensor]
 
     def __init__(self, *, feature: str = "pool", neighbours: int = 5) -> None:

@@ -16,9 +16,11 @@ class FeatureMetric(Protocol):
     feature: the network's output that it reads.
     names: the keys of what `compute` returns.
     settings: what changes its numbers, for the protocol: {"k": 3}.
+    least: generated images without which there is no number.
     """
 
     feature: str
+    least: int
     names: tuple[str, ...]
     settings: dict[str, int | float | str]
 
@@ -66,6 +68,7 @@ class CaptionMetric(Protocol):
 
     of_captions: bool
     feature: str
+    least: int
     names: tuple[str, ...]
     settings: dict[str, int | float | str]
 

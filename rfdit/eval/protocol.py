@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from rfdit.frozen import weights_digest
 
-EQUIVALENT = {"batched"}  # settings of a sampler that change speed and memory alone
+# Settings that change speed alone, and the path of a guide, whose weights are told apart by their sha256.
+EQUIVALENT = {"batched", "ckpt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +159,8 @@ def weights_settings(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
 def _compared(protocol: EvalProtocol) -> dict[str, Any]:
     """What makes two protocols the same, flat."""
     values = protocol.as_dict()
-    if "sha256" in values["reference"]:
-        values["reference"] = {"sha256": values["reference"]["sha256"]}
+    if "sha256" in values["reference"]:  # of its images; the network and the features kept are beside it
+        values["reference"].pop("name", None)
     return _flat(values)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent
@@ -16,6 +17,7 @@ from rfdit.eval.protocol import EvalProtocol, settings_of
 from rfdit.protocols import Backbone
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import Autoguidance, Dopri5, Guidance, GuidanceInterval, Pipeline, Sampler
+from rfdit.sampler.conditions import Conditions
 
 
 class EvaluationStoppedError(Exception):
@@ -54,6 +56,20 @@ class Ranks:
         return parts
 
 
+def make_pictures(
+    pipeline: Pipeline, generator: SampleGenerator, inputs: Sequence[Any], conditions: Conditions
+) -> UInt8[Tensor, "n 3 H W"]:
+    """Pictures to be judged; raises ValueError for those that are not finite, which bytes would not show."""
+    latents = pipeline.sample(generator, inputs, conditions)
+    if not latents.isfinite().all():
+        bad = int((~latents.flatten(1).isfinite().all(1)).sum())
+        raise ValueError(
+            f"{bad} of {len(latents)} pictures are NaN or infinite, so there is no number of them; the weights "
+            "have diverged, or the sampler has"
+        )
+    return pipeline.decode(latents)
+
+
 @contextmanager
 def evaluating(pipeline: Pipeline) -> Iterator[None]:
     """The network in evaluation mode."""
@@ -72,8 +88,8 @@ def batch_rows(
     inputs: Any = [wanted.inputs[number] for number in numbers]
     # A batch's conditions are encoded at once: ranks that share the weights do so equally often.
     conditions = pipeline.conditions(inputs)
-    latents = pipeline.sample(pipeline.generator(seed, numbers), inputs, conditions)
-    return evaluation.rows(pipeline.decode(latents), inputs)
+    images = make_pictures(pipeline, pipeline.generator(seed, numbers), inputs, conditions)
+    return evaluation.rows(images, inputs)
 
 
 def rows_of_all(
@@ -91,6 +107,7 @@ def rows_of_all(
     have none left make the last one again, so that all call the network equally often.
 
     stop: asked between rounds; if it is true on any rank, raises EvaluationStoppedError on all.
+    Raises ValueError on all ranks if some cannot make or judge their pictures.
     """
     size, samples = pipeline.batch_size, len(wanted.inputs)
     batches = [range(start, min(start + size, samples)) for start in range(0, samples, size)]
@@ -98,8 +115,15 @@ def rows_of_all(
         if ranks.any(stop(), pipeline.device):
             raise EvaluationStoppedError(first * size)
         mine = batches[min(first + ranks.rank, len(batches) - 1)]
-        with evaluating(pipeline):
-            rows = batch_rows(evaluation, pipeline, wanted, mine, seed=seed)
+        rows: Rows = {}
+        failed: ValueError | None = None
+        try:
+            with evaluating(pipeline):
+                rows = batch_rows(evaluation, pipeline, wanted, mine, seed=seed)
+        except ValueError as error:  # the others would wait for this rank
+            failed = error
+        if ranks.any(failed is not None, pipeline.device):
+            raise failed or ValueError("another rank could not make its pictures, and says why")
         padded = {name: _padded(values, size) for name, values in rows.items()}
         for batch, part in zip(batches[first:], ranks.gather(padded)):
             yield {name: values[: len(batch)] for name, values in part.items()}

@@ -34,6 +34,17 @@ def choose_sheets(runs: Sequence[Run]) -> tuple[int | None, dict[str, tuple[int,
     return common, {run.name: (steps[run.name], run.grids[steps[run.name]]) for run in having}
 
 
+def same_noise(runs: Sequence[Run]) -> bool:
+    """Whether the sheets of all runs that have some start from the same noise: of one seed and one shape."""
+    noises = set()
+    for run in runs:
+        if run.grids:
+            grid = (run.config.get("callbacks") or {}).get("grid") or {}
+            model = run.config.get("model") or {}
+            noises.add(str((grid.get("seed"), model.get("in_channels"), model.get("input_size"))))
+    return len(noises) == 1
+
+
 def read_sheet(run: str, step: int, file: Path) -> Sheet:
     """Scaled down; raises ValueError for a file that is no PNG."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rfdit.eval.protocol import EvalProtocol, group_by_protocol
 from rfdit.reporting.runs import Run, Series
 
 LOSSES = ("val/loss", "train/loss")
@@ -13,17 +14,24 @@ LOSSES = ("val/loss", "train/loss")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How evaluations were made. letter: its footnote. differences: from the first protocol of the same evaluation."""
+    """How some evaluations were made.
+
+    letter: its footnote. evaluation: what they were called. metrics: the names of their numbers.
+    other: the letter of the first protocol that shares one of these names. differences: from that.
+    """
 
     letter: str
     evaluation: str
-    settings: dict[str, str]
+    settings: EvalProtocol
+    metrics: frozenset[str]
+    other: str | None
     differences: list[str]
 
     @property
     def text(self) -> str:
         """All of it, in one line."""
-        return "; ".join(f"{name}={value}" for name, value in self.settings.items())
+        settings = flatten(self.settings.as_dict())
+        return f"[{self.settings.hash}] " + "; ".join(f"{name}={value}" for name, value in settings.items())
 
 
 @dataclass(frozen=True)
@@ -41,45 +49,37 @@ class Column:
         """(step, value), in the order of the steps; of evaluations of the same step, the last."""
         if self.protocol is None:
             return run.curves.get(self.metric, [])
+        wanted = self.protocol.settings.hash
         found = {
             e.step: e.values[self.metric]
             for e in run.evaluations
-            if self.metric in e.values and (e.name, flatten(e.protocol)) == self._identity
+            if self.metric in e.values and e.protocol.hash == wanted
         }
         return sorted(found.items())
 
-    @property
-    def _identity(self) -> tuple[str, dict[str, str]]:
-        assert self.protocol is not None
-        return self.protocol.evaluation, self.protocol.settings
-
 
 def find_protocols(runs: Sequence[Run]) -> list[Protocol]:
-    """Every protocol in the runs' evaluations, with a letter."""
+    """Every protocol in the runs' evaluations, with a letter; that of most numbers is first."""
+    records = [
+        {"name": e.name, "values": e.values, "protocol": e.protocol.as_dict()}
+        for run in runs
+        for e in run.evaluations
+    ]
     found: list[Protocol] = []
-    for evaluation in (e for run in runs for e in run.evaluations):
-        settings = flatten(evaluation.protocol)
-        same = [p for p in found if p.evaluation == evaluation.name]
-        if any(p.settings == settings for p in same):
-            continue
-        differences = _differences(settings, same[0].settings) if same else []
-        found.append(Protocol(_letter(len(found)), evaluation.name, settings, differences))
+    for group in group_by_protocol(records):
+        names = ", ".join(dict.fromkeys(record["name"] for record in group.records))
+        metrics = frozenset(metric for record in group.records for metric in record["values"])
+        other = next((one for one in found if one.metrics & metrics), None)
+        differences = [] if other is None else group.protocol.differences(other.settings)
+        letter = None if other is None else other.letter
+        found.append(Protocol(_letter(len(found)), names, group.protocol, metrics, letter, differences))
     return found
 
 
-def find_columns(runs: Sequence[Run], protocols: Sequence[Protocol]) -> list[Column]:
-    """The metrics that the runs have, each under each of its protocols."""
-    columns: dict[tuple[str, str], Column] = {}
-    for protocol in protocols:
-        for run in runs:
-            for evaluation in run.evaluations:
-                if (evaluation.name, flatten(evaluation.protocol)) == (
-                    protocol.evaluation,
-                    protocol.settings,
-                ):
-                    for metric in evaluation.values:
-                        columns.setdefault((metric, protocol.letter), Column(metric, protocol))
-    return sorted(columns.values(), key=lambda column: column.metric)
+def find_columns(protocols: Sequence[Protocol]) -> list[Column]:
+    """Each metric under each of its protocols."""
+    columns = [Column(metric, protocol) for protocol in protocols for metric in protocol.metrics]
+    return sorted(columns, key=lambda column: column.metric)
 
 
 def pick_column(wanted: str | None, runs: Sequence[Run], columns: Sequence[Column]) -> Column | None:
@@ -118,15 +118,6 @@ def flatten(protocol: Mapping[str, Any]) -> dict[str, str]:
             yield path, node if isinstance(node, str) else json.dumps(node)
 
     return dict(walk(protocol, ""))
-
-
-def _differences(mine: dict[str, str], theirs: dict[str, str]) -> list[str]:
-    names = sorted(mine.keys() | theirs.keys())
-    return [
-        f"{name}={mine.get(name, 'not set')} (there {theirs.get(name, 'not set')})"
-        for name in names
-        if mine.get(name) != theirs.get(name)
-    ]
 
 
 def _letter(number: int) -> str:

@@ -114,13 +114,12 @@ def sheets(found: Sequence[Sheet]) -> str:
 
 
 def protocols(found: Sequence[Protocol]) -> str:
-    """The footnotes of metrics, and what sets protocols of one evaluation apart."""
+    """The footnotes of metrics, and what sets protocols of the same metric apart."""
     lines = []
     for protocol in found:
         differs = "".join(f"<li>{escape(one)}</li>" for one in protocol.differences)
         warning = (
-            f"<p>Not comparable without care with the first protocol of {escape(protocol.evaluation)}:</p>"
-            f"<ul>{differs}</ul>"
+            f"<p>Not comparable without care with numbers of ({protocol.other}):</p><ul>{differs}</ul>"
             if differs
             else ""
         )

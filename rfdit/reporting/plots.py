@@ -60,7 +60,7 @@ def loss_plot(runs: Sequence[Run]) -> Plot | None:
 
 
 def compute_plot(runs: Sequence[Run], column: Column) -> Plot | None:
-    """A metric against training compute: a line for each run, and a power law through their ends."""
+    """A metric against training compute: a line for each run, and a power law through the finished ones' ends."""
     curves = []
     for run in runs:
         pairs = [(run.compute(step), value) for step, value in column.series(run)]
@@ -71,8 +71,9 @@ def compute_plot(runs: Sequence[Run], column: Column) -> Plot | None:
     figure, axes = _figure("training compute (GMACs: 3 x forward x images)", _label(column))
     for run, points in curves:
         _draw(axes, runs, run, [x for x, _ in points], [y for _, y in points], line=True)
-    ends = [points[-1] for _, points in curves]
-    note = _draw_fit(axes, ends, "C")
+    counted = _finished([run for run, _ in curves])
+    ends = [points[-1] for run, points in curves if run in counted]
+    note = _draw_fit(axes, ends, "C", "the finished runs' ends")
     _finish(axes, [x for _, points in curves for x, _ in points], "x")
     _finish(axes, [y for _, points in curves for _, y in points], "y")
     return Plot(
@@ -81,8 +82,13 @@ def compute_plot(runs: Sequence[Run], column: Column) -> Plot | None:
 
 
 def gmacs_plot(runs: Sequence[Run], column: Column) -> Plot | None:
-    """A metric against the cost of a forward pass, at the last step that all runs have it for."""
-    found = [(run, run.cost.gmacs, column.series(run)) for run in runs if run.cost and column.series(run)]
+    """A metric against the cost of a forward pass, at the last step that all finished runs have it for.
+
+    One that was stopped early would put them all to its step. Where none is finished all are shown.
+    """
+    having = [run for run in runs if run.cost and column.series(run)]
+    counted = _finished(having)
+    found = [(run, run.cost.gmacs, column.series(run)) for run in counted if run.cost]
     if not found:
         return None
     common = set.intersection(*({step for step, _ in series} for _, _, series in found))
@@ -91,7 +97,9 @@ def gmacs_plot(runs: Sequence[Run], column: Column) -> Plot | None:
     figure, axes = _figure("forward pass (GMACs for an image)", _label(column))
     for run, x, y in points:
         _draw(axes, runs, run, [x], [y], line=False)
-    note = _draw_fit(axes, [(x, y) for _, x, y in points], "G")
+    note = _draw_fit(axes, [(x, y) for _, x, y in points], "G", "the points")
+    if len(counted) < len(having):
+        note.append(f"{len(having) - len(counted)} runs that are not finished are left out.")
     _finish(axes, [x for _, x, _ in points], "x")
     _finish(axes, [y for _, _, y in points], "y")
     when = f"at step {at:,}" if at is not None else "at each run's last step, since they have none in common"
@@ -108,7 +116,7 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
         figure = Figure(figsize=(6.4, 4.0))
         axes = figure.add_subplot()
     axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_ylabel(_verbatim(y))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -130,11 +138,16 @@ def _draw(
         marker=MARKERS[(place + turn) % len(MARKERS)],
         markevery=sorted({*range(every - 1, len(x), every), len(x) - 1}),
         linewidth=1.4, markersize=6,
-        label=run.name if place < IN_LEGEND else None,
+        label=_verbatim(run.name) if place < IN_LEGEND else None,
     )  # fmt: skip
 
 
-def _draw_fit(axes: Axes, points: Sequence[tuple[float, float]], symbol: str) -> list[str]:
+def _finished(runs: Sequence[Run]) -> Sequence[Run]:
+    """Those that have come to their end; all where none has."""
+    return [run for run in runs if run.state.name == "finished"] or runs
+
+
+def _draw_fit(axes: Axes, points: Sequence[tuple[float, float]], symbol: str, through: str) -> list[str]:
     """Draws the power law and says what it is, or why there is none."""
     law = fit_power_law([x for x, _ in points], [y for _, y in points])
     if law is None:
@@ -146,13 +159,13 @@ def _draw_fit(axes: Axes, points: Sequence[tuple[float, float]], symbol: str) ->
     axes.plot(
         xs, [law(x) for x in xs], color="#444444", linewidth=1.3, linestyle=(0, (1, 1.5)), label="power law"
     )
-    return [describe(law, symbol)]
+    return [describe(law, symbol, through)]
 
 
-def describe(law: PowerLaw, symbol: str) -> str:
+def describe(law: PowerLaw, symbol: str, through: str) -> str:
     """A fit in one sentence."""
     return (
-        f"Power law through the runs' ends: {law.factor:.4g} * {symbol}^({law.exponent:.4g}), "
+        f"Power law through {through}: {law.factor:.4g} * {symbol}^({law.exponent:.4g}), "
         f"R\N{SUPERSCRIPT TWO} = {law.r_squared:.3f} of the logarithms, {law.points} points, where {symbol} is the "
         "horizontal axis."
     )
@@ -173,7 +186,8 @@ def _finish(axes: Axes, values: list[float], which: str) -> None:
 
 
 def _label(column: Column) -> str:
-    return {"val/loss": "validation loss", "train/loss": "training loss"}.get(column.metric, column.metric)
+    losses = {"val/loss": "validation loss", "train/loss": "training loss"}
+    return losses.get(column.metric, column.metric)
 
 
 def _title(column: Column) -> str:
@@ -182,12 +196,17 @@ def _title(column: Column) -> str:
     return name if column.protocol is None else f"{name} ({column.protocol.letter})"
 
 
+def _verbatim(text: str) -> str:
+    """Text of a run, in which a dollar is no formula."""
+    return text.replace("$", r"\$")
+
+
 def _protocol_note(column: Column) -> list[str]:
     protocol = column.protocol
     return (
         []
         if protocol is None
-        else [f"Protocol ({protocol.letter}) of {protocol.evaluation}, as listed below."]
+        else [f"Protocol ({protocol.letter}) of {protocol.evaluation}, as listed above."]
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from rfdit.eval.protocol import EvalProtocol
+from rfdit.eval.records import read_records
 from rfdit.reporting.cost import Cost, cost_of
 from rfdit.training.metrics_csv import read_metrics
 from rfdit.training.run_state import FAILED, FINISHED, RunState, read_state
@@ -30,7 +32,7 @@ class Evaluation:
     name: str
     step: int
     values: dict[str, float]
-    protocol: dict[str, Any]
+    protocol: EvalProtocol
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def read_run(folder: Path, root: Path) -> Run:
         cost=cost_of(config) if config else None,
         batch=_batch(config),
         curves=_read_curves(folder / "metrics.csv", state.step),
-        evaluations=[_evaluation(line, folder) for line in _read_jsonl(folder / "evaluations.jsonl")],
+        evaluations=[_evaluation(record, folder) for record in read_records(folder)],
         grids={int(f.stem.removeprefix("step_")): f for f in sorted(folder.glob("samples/step_[0-9]*.png"))},
     )
 
@@ -174,12 +176,13 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def _evaluation(record: dict[str, Any], folder: Path) -> Evaluation:
+    """Numbers that are none (NaN) are left out."""
     try:
-        numbers = {k: float(v) for k, v in record["values"].items() if isinstance(v, int | float)}
-        protocol = {"weights": record["weights"]} | dict(record["protocol"])
+        numbers = {k: float(v) for k, v in record["values"].items() if math.isfinite(v)}
+        protocol = EvalProtocol.from_dict(record["protocol"])
         return Evaluation(str(record["name"]), int(record["step"]), numbers, protocol)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder}/evaluations.jsonl has a line that is no evaluation: {error!r}") from None
+        raise ValueError(f"{folder}/evaluations.jsonl has a line that is no evaluation: {error}") from None
 
 
 def _read_curves(file: Path, end: int | None) -> dict[str, Series]:

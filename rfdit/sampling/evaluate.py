@@ -1,21 +1,36 @@
 """`sample.py eval=...`: an evaluation of a checkpoint, which goes on after a kill, on any number of devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
 
 from rfdit.config import build
 from rfdit.eval.evaluation import Evaluation
 from rfdit.eval.protocol import weights_settings
 from rfdit.eval.records import EvaluationRecord, append_record
-from rfdit.eval.run import protocol_of
+from rfdit.eval.run import make_pictures, protocol_of
 from rfdit.frozen import state_digest
 from rfdit.sampler import Pipeline
+from rfdit.sampler.conditions import Conditions
 from rfdit.sampling.eval_files import EvaluationFiles
 from rfdit.sampling.output import Job
 from rfdit.sampling.request import Picture, Request
-from rfdit.sampling.use import Pictures
+from rfdit.sampling.use import Pictures, generator_of
 from rfdit.training.checkpoint import SavedRun
+
+
+class JudgedPictures(Pictures):
+    """Pictures from noise, of which none may be NaN."""
+
+    def __call__(
+        self, pipeline: Pipeline, pictures: Sequence[Picture], conditions: Conditions
+    ) -> UInt8[Tensor, "n 3 H W"]:
+        given = [picture.given for picture in pictures]
+        return make_pictures(pipeline, generator_of(pipeline, pictures), given, conditions)
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class CheckpointEvaluation:
         job = Job(
             folder=folder / "evaluations" / name,
             request=Request(pictures=pictures),
-            use=Pictures(),
+            use=JudgedPictures(),
             settings={
                 "step": saved.step,
                 "weights_sha256": state_digest(saved.weights(config["weights"])),

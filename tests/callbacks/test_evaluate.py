@@ -184,6 +184,7 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
 
     tiny = tiny_eval(reference)
     small = write_reference(reference.with_name("small.npz"), image_size=(16, 16))
+    few = write_reference(reference.with_name("few.npz"), images=12)
     messages = {
         error(
             *tiny_eval("missing.npz")
@@ -195,6 +196,12 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
             *tiny_eval(reference, inputs="balanced")
         ): "eval/inputs=balanced asks for class labels and this model was",
         error(*tiny_eval(reference, samples=0)): "eval.samples=0 must be at least 1",
+        error(
+            *tiny_eval(reference, samples=9)
+        ): "eval.samples=9 is too few for kid, whose settings ask for at",
+        error(
+            *tiny, "eval.metrics.kid.subset_size=20", "eval.samples=50", "eval.reference=" + str(few)
+        ): "kid.subset_size=20 is more than the 12 reference images; give fewer",
         error(
             *tiny, "callbacks.evaluate.every_n_steps=0"
         ): "callbacks.evaluate.every_n_steps=0 must be at least 1",

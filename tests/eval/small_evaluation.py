@@ -31,10 +31,10 @@ class TinyFeatures(nn.Module):
         return {"pool": small.flatten(1) @ self.weight}
 
 
-def write_reference(path: Path, *, image_size: tuple[int, int] = (32, 32)) -> Path:
-    """Of 40 pictures of noise."""
-    images = torch.randint(0, 256, (40, 3, *image_size), generator=torch.Generator().manual_seed(6))
-    features = TinyFeatures(weights=None, outputs=("pool",), precision="fp32")(images.to(torch.uint8))["pool"]
+def write_reference(path: Path, *, image_size: tuple[int, int] = (32, 32), images: int = 40) -> Path:
+    """Of pictures of noise."""
+    noise = torch.randint(0, 256, (images, 3, *image_size), generator=torch.Generator().manual_seed(6))
+    features = TinyFeatures(weights=None, outputs=("pool",), precision="fp32")(noise.to(torch.uint8))["pool"]
     reference = Reference(
         network="tiny",
         weights_sha256="f" * 64,

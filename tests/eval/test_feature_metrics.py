@@ -201,8 +201,9 @@ def test_what_single_features_need_is_asked_of_the_reference_at_once(real: Tenso
 def test_sets_that_are_too_small_are_refused_with_the_numbers(real: Tensor) -> None:
     with pytest.raises(ValueError, match="neighbours=3 needs more than 3 generated images, and there are 3"):
         measured(PrecisionRecall(), real, real[:3])
-    with pytest.raises(ValueError, match=r"kid.subset_size=1000 is more than the 20 generated images"):
-        measured(KernelInceptionDistance(), real, real[:20])
+    for subset, count, whose in ((21, 20, "generated"), (1000, len(real), "reference")):
+        with pytest.raises(ValueError, match=f"subset_size={subset} is more than the {count} {whose} images"):
+            measured(KernelInceptionDistance(subset_size=subset), real, real[:20])
     score = InceptionScore(splits=10)
     score.update(real[:4])
     with pytest.raises(ValueError, match=r"inception_score.splits=10 is more than the 4 images"):

@@ -153,6 +153,8 @@ def test_distances_are_those_of_torch_fidelity_s_command(
     wanted = calculate_metrics(
         input1=str(tmp_path / "fake"), input2=str(tmp_path / "real"), cuda=False, verbose=False, cache=False,
         fid=True, kid=True, kid_subsets=1, kid_subset_size=n, prc=True, prc_neighborhood=3, batch_size=20,
+        # Named, since precision and recall would be of a VGG otherwise.
+        feature_extractor="inception-v3-compat", feature_layer_prc="2048",
         feature_extractor_weights_path=str(weights), save_cpu_ram=True,
     )  # fmt: skip
     pool = InceptionFeatures(weights=str(weights))

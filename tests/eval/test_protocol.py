@@ -79,6 +79,13 @@ def test_a_reference_is_its_contents() -> None:
     assert renamed.hash == PROTOCOL.hash
 
 
+def test_what_was_kept_of_a_reference_s_images_makes_a_difference() -> None:
+    """Precision and recall depend on how many features there are, all numbers on the network's arithmetic."""
+    few, many = (replace(PROTOCOL, reference=PROTOCOL.reference | {"features_kept": n}) for n in (100, 1000))
+    assert few.differences(many) == ["reference.features_kept=100 (there 1000)"]
+    assert few.hash != many.hash
+
+
 def test_one_line_says_it_all() -> None:
     assert str(PROTOCOL) == (
         f"[{PROTOCOL.hash}] 50,000 pictures of 32x32, labels order balanced classes 10, Euler 25 steps "
@@ -122,10 +129,11 @@ def test_objects_say_what_they_are() -> None:
 def test_every_setting_of_every_option_is_in_the_description(group: str) -> None:
     """So that no class keeps a setting where a protocol would not see it."""
     for option in [name for g, name in OPTIONS if g == group]:
-        node = composed("sample", f"{group}={option}", *NEEDS.get(f"{group}={option}", []))[group]
+        choice = f"{group}={option}"
+        node = composed("sample", choice, *NEEDS.get(choice, []))[group]
         assert isinstance(node, dict)
         found = str(settings_of(build(node)))
-        for name in _settings(node) - {"batched", "times"}:
+        for name in _settings(node) - {"batched", "times", "ckpt"}:
             assert f"'{name}'" in found, f"{group}={option}: {name}"
 
 

@@ -39,6 +39,17 @@ def test_evaluations_are_counted(overrides: list[str], evaluations: float | None
     assert evaluations_per_picture(sampler, (3, 4, 4)) == evaluations
 
 
+@pytest.mark.parametrize("option", ["quick", "fid50k"])
+def test_another_network_takes_inception_s_place(option: str) -> None:
+    settings = ["network@eval.network=dinov2", "eval.network.weights=x", "eval.metrics.sfid=null"]
+    named = ["+eval.metrics.fid.feature=cls", "+eval.metrics.fid.name=fd_dinov2"]
+    node = composed("sample", f"eval={option}", *settings, *named)["eval"]
+    assert isinstance(node, dict)
+    assert node["network"]["_target_"] == "rfdit.eval.dinov2.DINOv2Features"
+    (metric,) = (build(each) for each in node["metrics"].values() if each is not None)
+    assert (metric.feature, metric.names) == ("cls", ("fd_dinov2",))
+
+
 def test_balanced_labels_show_all_classes_as_often() -> None:
     wanted = BalancedLabels()(30, LABELS, seed=0)
     counts = torch.bincount(torch.tensor(wanted.inputs))

@@ -90,6 +90,14 @@ def test_labels_for_a_model_of_labels(cli: CommandLine, reference: Path) -> None
     )
 
 
+def test_pictures_that_are_not_finite_have_no_number(cli: CommandLine, reference: Path) -> None:
+    """As bytes they would be black."""
+    message = cli.error("sample", *BASE, *tiny_eval(reference), "guidance.scale=1e38")
+    assert message.startswith("22 of 22 pictures are NaN or infinite, so there is no number of them")
+    assert not kept()
+    assert read_records(Path("run")) == []
+
+
 def test_another_resolution_than_the_references(cli: CommandLine, reference: Path) -> None:
     message = cli.error("sample", *BASE, *tiny_eval(reference), "resolution=64")
     assert message.startswith(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import yaml
 from PIL import Image
 
 from rfdit.training.run_state import mark_finished
+from tests.eval.test_protocol import PROTOCOL
 from tests.test_config import composed
 
 SMALL = ["model.width=24", "model.num_heads=2", "trainer.accelerator=cpu", "data.batch_size=8"]
-PROTOCOL = {"samples": 5000, "sampler": {"solver": {"name": "Heun"}}, "guidance": {"scale": 1.0}, "steps": 25}
 MakeRun = Callable[..., Path]
 
 
@@ -66,5 +67,6 @@ def make_run(tmp_path: Path, configs: Callable[..., dict[str, Any]]) -> MakeRun:
 
 
 def evaluation(step: int, fid: float, **changed: Any) -> dict[str, Any]:
-    """A record of evaluations.jsonl with a FID."""
-    return {"step": step, "weights": "ema", "values": {"fid": fid}, "protocol": PROTOCOL | changed}
+    """A record of evaluations.jsonl with a FID. changed: fields of its protocol."""
+    protocol = replace(PROTOCOL, **changed).as_dict()
+    return {"step": step, "weights": "ema", "values": {"fid": fid}, "protocol": protocol}

@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_beside_it(make_run: MakeRun, tmp_path: Path) -> 
 
 def test_what_runs_say_is_text_and_not_html(make_run: MakeRun, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    folder = make_run("<b>bold", evaluations=[evaluation(10, 1.0, **{"note": evil})])
+    folder = make_run("<b>bold", evaluations=[evaluation(10, 1.0, weights={"name": evil})])
     (folder / "overrides.txt").write_text(f"data.caption={evil}\n")
     mark_failed(folder, evil, ValueError(evil))
     page, _ = report(make_run, tmp_path)
@@ -79,21 +79,52 @@ def test_what_runs_say_is_text_and_not_html(make_run: MakeRun, tmp_path: Path) -
 
 def test_protocols_stand_apart_and_say_how(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a", evaluations=[evaluation(5, 30.0), evaluation(10, 20.0)])
-    make_run("b", evaluations=[evaluation(10, 10.0, steps=50)])
+    other = evaluation(10, 10.0, steps=50) | {"name": "fid50k"}  # the name does not hide what differs
+    make_run("b", evaluations=[other])
     page, rows = report(make_run, tmp_path)
     assert (rows[0]["fid (a)"], rows[0]["fid (b)"]) == ("20.0", "")
     assert (rows[1]["fid (a)"], rows[1]["fid (b)"]) == ("", "10.0")
-    assert "steps=50 (there 25)" in page
-    assert "sampler.solver.name=Heun" in page
+    assert "with numbers of (a):</p><ul><li>steps=50 (there 25)</li></ul>" in page
+    assert "sampler.solver.name=Euler" in page
     written = json.loads((tmp_path / "out/report_protocols.json").read_text())
-    assert written["b"]["protocol"]["steps"] == "50"
+    assert written["b"]["protocol"]["steps"] == 50
+
+
+def test_protocols_that_share_no_metric_are_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", evaluations=[evaluation(10, 1.0), evaluation(10, 0.5, steps=9) | {"values": {"colour": 1}}])
+    page, rows = report(make_run, tmp_path)
+    assert (rows[0]["fid (a)"], rows[0]["colour (b)"]) == ("1.0", "1.0")
+    assert "Not comparable" not in page
+
+
+def test_a_reference_of_another_name_is_the_same(make_run: MakeRun, tmp_path: Path) -> None:
+    reference = {"name": "one.npz", "sha256": "ab" * 32, "images": 100}
+    make_run("a", evaluations=[evaluation(10, 1.0, reference=reference)])
+    make_run("b", evaluations=[evaluation(10, 2.0, reference=reference | {"name": "two.npz"})])
+    _, rows = report(make_run, tmp_path)
+    assert [row["fid (a)"] for row in rows] == ["1.0", "2.0"]
+
+
+def test_numbers_that_are_none_and_torn_lines_are_left_out(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("a", evaluations=[evaluation(10, 1.0)])
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write('{"name": "qui\n')  # by a kill, before the run went on
+        file.write(json.dumps(evaluation(11, float("nan")) | {"name": "quick"}) + "\n")
+    _, rows = report(make_run, tmp_path)
+    assert rows[0]["fid (a)"] == "1.0"
+
+
+def test_a_dollar_in_a_name_is_no_formula(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(r"a=$\x$", evaluations=[evaluation(10, 1.0) | {"values": {r"$\y$": 2.0}}])
+    page, _ = report(make_run, tmp_path)
+    assert r"$\y$ (a)" in page
 
 
 def test_what_is_plotted(make_run: MakeRun) -> None:
     folders = [make_run("a", evaluations=[evaluation(10, 20.0)]), make_run("b")]
     root = folders[0].parent
     runs = [read_run(folder, root) for folder in folders]
-    columns = find_columns(runs, find_protocols(runs))
+    columns = find_columns(find_protocols(runs))
     for wanted, title in ((None, "fid (a)"), ("fid", "fid (a)"), ("val/loss", "val/loss")):
         found = pick_column(wanted, runs, columns)
         assert found is not None
@@ -113,6 +144,25 @@ def test_a_power_law_takes_three_runs(make_run: MakeRun, tmp_path: Path) -> None
     page, _ = report(make_run, tmp_path)
     assert "6 points" not in page
     assert page.count(", 3 points, where") == 2
+
+
+def test_a_run_that_was_stopped_early_does_not_move_the_others(make_run: MakeRun, tmp_path: Path) -> None:
+    for place, patch in enumerate(("p2", "p4", "p8")):
+        numbers = [evaluation(5, 90.0), evaluation(10, 10.0 * 2**place)]
+        make_run(patch, f"patch={patch}", evaluations=numbers)
+    make_run("stopped", "patch=p8", evaluations=[evaluation(5, 1000.0)], finished=False)
+    page, _ = report(make_run, tmp_path)
+    assert "against the network&#x27;s cost, at step 10." in page
+    assert "1 runs that are not finished are left out." in page
+    assert page.count(", 3 points, where") == 2
+
+
+def test_whether_samples_are_of_the_same_noise(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a")
+    make_run("b", "callbacks.grid.inputs=[x]")
+    assert "Samples from the same noise, at step 10" in report(make_run, tmp_path)[0]
+    make_run("c", "callbacks.grid.seed=1")
+    assert "Samples from different noise, at step 10" in report(make_run, tmp_path)[0]
 
 
 def test_states_and_folders_that_cannot_be_read(
