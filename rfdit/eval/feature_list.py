@@ -4,8 +4,44 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torchmetrics import Metric
+
+from rfdit.eval.features import check_finite
+from rfdit.eval.reference_set import Reference
 
 BLOCK = 1024  # rows that are compared at a time with all others
+
+
+class KeptFeatures(Metric):
+    """What metrics share that keep every feature and compare them with a reference's; see `ReferenceMetric`.
+
+    feature: the output of the network.
+    """
+
+    full_state_update = False
+    names: tuple[str, ...]
+    features: list[Tensor]
+
+    def __init__(self, *, feature: str) -> None:
+        super().__init__()
+        self.feature = feature
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self._reference: Tensor | None = None
+
+    def compare_with(self, reference: Reference) -> None:
+        """See `ReferenceMetric`."""
+        self._reference = reference.features_of(self.feature, needed_by=self.names[0])
+
+    def update(self, features: Float[Tensor, "b d"]) -> None:
+        """See `FeatureMetric`."""
+        check_finite(features, self.feature)
+        self.features.append(features)
+
+    def sets(self) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
+        """(generated, reference) features of all ranks, float64."""
+        assert self._reference is not None, "compare_with comes first"
+        fake = joined(self.features)
+        return fake, self._reference.to(fake)
 
 
 def joined(batches: list[Tensor] | Tensor) -> Float[Tensor, "n d"]:

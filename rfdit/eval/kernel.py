@@ -6,16 +6,14 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchmetrics import Metric
 
-from rfdit.eval.feature_list import BLOCK, joined, squared_distances
-from rfdit.eval.features import check_finite
+from rfdit.eval.feature_list import BLOCK, KeptFeatures, squared_distances
 from rfdit.eval.reference_set import Reference
 
 SEED = 0  # of the subsets
 
 
-class KernelInceptionDistance(Metric):
+class KernelInceptionDistance(KeptFeatures):
     """KID (arXiv 1801.01401): the unbiased squared MMD with the kernel (x.y / d + 1)^3, over random subsets.
 
     The number is torchmetrics' own, computed in float64. Around it: the features of all ranks come in
@@ -25,41 +23,30 @@ class KernelInceptionDistance(Metric):
     feature: the output of the network. subsets: how many. subset_size: images of each set in each.
     """
 
-    full_state_update = False
     higher_is_better = False
     names = ("kid", "kid_std")
-    features: list[Tensor]
 
     def __init__(self, *, feature: str = "pool", subsets: int = 100, subset_size: int = 1000) -> None:
-        super().__init__()
+        super().__init__(feature=feature)
         if subsets < 1 or subset_size < 2:
             raise ValueError(
                 f"subsets={subsets}, subset_size={subset_size}: KID needs at least 1 subset of 2"
             )
-        self.feature, self.subsets, self.subset_size = feature, subsets, subset_size
+        self.subsets, self.subset_size = subsets, subset_size
         self.settings = {"subsets": subsets, "subset_size": subset_size}
         self.least = subset_size
-        self.add_state("features", [], dist_reduce_fx="cat")
-        self._reference: Tensor | None = None
 
     def compare_with(self, reference: Reference) -> None:
         """See `ReferenceMetric`; raises ValueError if the reference has fewer features than a subset."""
-        real = reference.features_of(self.feature, needed_by=self.names[0])
-        self._check_count(len(real), "reference")
-        self._reference = real
-
-    def update(self, features: Float[Tensor, "b d"]) -> None:
-        """See `FeatureMetric`."""
-        check_finite(features, self.feature)
-        self.features.append(features)
+        super().compare_with(reference)
+        assert self._reference is not None
+        self._check_count(len(self._reference), "reference")
 
     def compute(self) -> dict[str, Tensor]:
         """Mean and standard deviation over the subsets; raises ValueError for fewer images than in one."""
         from torchmetrics.image.kid import KernelInceptionDistance as OverSubsets
 
-        assert self._reference is not None, "compare_with comes first"
-        fake = joined(self.features)
-        real = self._reference.to(fake)
+        fake, real = self.sets()
         self._check_count(len(fake), "generated")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that features are kept
@@ -81,7 +68,7 @@ class KernelInceptionDistance(Metric):
             )
 
 
-class CLIPMaximumMeanDiscrepancy(Metric):
+class CLIPMaximumMeanDiscrepancy(KeptFeatures):
     """CMMD (arXiv 2401.09603): squared MMD with a Gaussian kernel of sigma 10 on CLIP's unit vectors, times 1000.
 
     The biased estimate, as in the paper's code: each image is compared with itself as well.
@@ -91,34 +78,18 @@ class CLIPMaximumMeanDiscrepancy(Metric):
     feature: the output of the network.
     """
 
-    full_state_update = False
     higher_is_better = False
     names = ("cmmd",)
     least = 1
-    features: list[Tensor]
     sigma, scale = 10.0, 1000.0
 
     def __init__(self, *, feature: str = "image") -> None:
-        super().__init__()
-        self.feature = feature
+        super().__init__(feature=feature)
         self.settings = {"sigma": self.sigma, "scale": self.scale}
-        self.add_state("features", [], dist_reduce_fx="cat")
-        self._reference: Tensor | None = None
-
-    def compare_with(self, reference: Reference) -> None:
-        """See `ReferenceMetric`."""
-        self._reference = reference.features_of(self.feature, needed_by=self.names[0])
-
-    def update(self, features: Float[Tensor, "b d"]) -> None:
-        """See `FeatureMetric`."""
-        check_finite(features, self.feature)
-        self.features.append(features)
 
     def compute(self) -> dict[str, Tensor]:
         """Over all pairs of images, a block at a time."""
-        assert self._reference is not None, "compare_with comes first"
-        fake = joined(self.features)
-        real = self._reference.to(fake)
+        fake, real = self.sets()
 
         def kernel(x: Tensor, y: Tensor) -> Tensor:
             return squared_distances(x, y).mul_(-0.5 / self.sigma**2).exp_()

@@ -3,14 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from rfdit.eval.feature_list import BLOCK, joined, squared_distances
-from rfdit.eval.features import check_finite
-from rfdit.eval.reference_set import Reference
+from rfdit.eval.feature_list import BLOCK, KeptFeatures, squared_distances
 
 
-class PrecisionRecall(Metric):
+class PrecisionRecall(KeptFeatures):
     """Improved precision and recall (arXiv 1904.06991): how many are inside the other set's manifold.
 
     A set's manifold is the union of balls around its points that reach to the k-th nearest of the
@@ -21,39 +18,24 @@ class PrecisionRecall(Metric):
     ones and all that were generated.
     """
 
-    full_state_update = False
     names = ("precision", "recall")
-    features: list[Tensor]
 
     def __init__(self, *, feature: str = "pool", neighbours: int = 3) -> None:
-        super().__init__()
+        super().__init__(feature=feature)
         _check_neighbours(neighbours)
-        self.feature, self.neighbours = feature, neighbours
+        self.neighbours = neighbours
         self.settings = {"neighbours": neighbours}
         self.least = neighbours + 1
-        self.add_state("features", [], dist_reduce_fx="cat")
-        self._reference: Tensor | None = None
-
-    def compare_with(self, reference: Reference) -> None:
-        """See `ReferenceMetric`."""
-        self._reference = reference.features_of(self.feature, needed_by=self.names[0])
-
-    def update(self, features: Float[Tensor, "b d"]) -> None:
-        """See `FeatureMetric`."""
-        check_finite(features, self.feature)
-        self.features.append(features)
 
     def compute(self) -> dict[str, Tensor]:
         """Shares of generated images and of reference images."""
-        assert self._reference is not None, "compare_with comes first"
-        fake = joined(self.features)
-        real = self._reference.to(fake)
+        fake, real = self.sets()
         inside_real = _is_inside(fake, real, _radii(real, self.neighbours, "reference"))
         inside_fake = _is_inside(real, fake, _radii(fake, self.neighbours, "generated"))
         return {"precision": inside_real.double().mean(), "recall": inside_fake.double().mean()}
 
 
-class DensityCoverage(Metric):
+class DensityCoverage(KeptFeatures):
     """Density and coverage (arXiv 2002.09797): precision and recall that outliers do not inflate.
 
     Density: in how many balls around reference points a generated one is, over k; it may exceed 1.
@@ -63,33 +45,18 @@ class DensityCoverage(Metric):
     feature: the output of the network. neighbours: k.
     """
 
-    full_state_update = False
     names = ("density", "coverage")
     least = 1
-    features: list[Tensor]
 
     def __init__(self, *, feature: str = "pool", neighbours: int = 5) -> None:
-        super().__init__()
+        super().__init__(feature=feature)
         _check_neighbours(neighbours)
-        self.feature, self.neighbours = feature, neighbours
+        self.neighbours = neighbours
         self.settings = {"neighbours": neighbours}
-        self.add_state("features", [], dist_reduce_fx="cat")
-        self._reference: Tensor | None = None
-
-    def compare_with(self, reference: Reference) -> None:
-        """See `ReferenceMetric`."""
-        self._reference = reference.features_of(self.feature, needed_by=self.names[0])
-
-    def update(self, features: Float[Tensor, "b d"]) -> None:
-        """See `FeatureMetric`."""
-        check_finite(features, self.feature)
-        self.features.append(features)
 
     def compute(self) -> dict[str, Tensor]:
         """Density, and the share of reference images that are covered."""
-        assert self._reference is not None, "compare_with comes first"
-        fake = joined(self.features)
-        real = self._reference.to(fake)
+        fake, real = self.sets()
         radii = _radii(real, self.neighbours, "reference")
         balls = torch.zeros((), dtype=torch.int64, device=fake.device)
         covered = []

@@ -90,7 +90,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     wanted = values(drawn()[1])
     assert len(wanted) == 11
     for number in (0, 1):
-        *by_metric, measured = torch.load(tmp_path / f"{number}.pt")
+        *by_metric, measured = torch.load(tmp_path / f"{number}.pt", weights_only=True)
         assert measured == pytest.approx(measure(str(tmp_path), [IMAGES]), rel=1e-6)
         for found in by_metric:
             assert found.keys() == wanted.keys()
