@@ -43,13 +43,14 @@ class Batch:
         A GPU copies from page-locked memory while it works; the host does not wait.
         """
         overlapped = torch.device(device).type == "cuda"
-        return self._map(lambda tensor: tensor.to(device, non_blocking=overlapped))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=overlapped))
 
     def pin_memory(self) -> "Batch":
         """Every tensor in page-locked memory; the DataLoader calls this before the copy to a GPU."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed, those of its condition too."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         condition = self.condition and self.condition.map(change)

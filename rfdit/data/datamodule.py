@@ -24,6 +24,7 @@ from rfdit.data.shards import Shards, resolve_shards
 from rfdit.data.source import Reader, Source
 from rfdit.data.stream import Stream
 from rfdit.data.tar_source import TarSource
+from rfdit.data.transfer import Transfer
 
 PREFETCHED_BATCHES = 4  # per worker
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal for a process whose parent has died
@@ -91,6 +92,7 @@ class StreamDataModule(L.LightningDataModule):
         self._sources: dict[str, Source] = {}
         self._digests: dict[str, str] = {}  # of what was opened
         self._streams: dict[str, Stream] = {}
+        self._transfer = Transfer()
 
     def prepare_data(self) -> None:
         """Makes what has yet to be made (shards, indices) on one process per machine."""
@@ -139,6 +141,9 @@ class StreamDataModule(L.LightningDataModule):
             for reason, n in [*source.skipped().items(), *met.items()]:
                 counts[prefix + reason] = counts.get(prefix + reason, 0) + n
         return counts
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return self._transfer(batch, device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         # Here, because it comes before the callbacks of the step: a checkpoint written after the

@@ -12,17 +12,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from rfdit.model.adaln import Tokens, gated_norm_of, modulated_norm, norm_of
 from rfdit.model.attention import Attention, Heads
 from rfdit.model.recompute import Recompute, recomputed
 
-Tokens = Float[Tensor, "b n d"]
 Modulation = Float[Tensor, "b k d"]  # k vectors per sample: shift, scale, gate, shift, scale, gate
-
-
-def modulated_norm(x: Tokens, shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tokens:
-    """adaLN: LayerNorm without affine, then the condition's scale and shift, in float32."""
-    normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
 
 
 def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -68,22 +62,25 @@ class Stream(nn.Module):
         """How many vectors of the width modulate a stream."""
         return 2 if last else 6
 
-    def queries_keys_values(self, x: Tokens, modulation: Modulation) -> tuple[Heads, Heads, Heads]:
-        """(b, n, d) -> three of (b, heads, n, d / heads)."""
+    def queries_keys_values(self, x: Tokens, modulation: Modulation) -> tuple[Tokens, Heads, Heads, Heads]:
+        """(b, n, d) -> x to go on with, and three of (b, heads, n, d / heads)."""
         shift, scale = modulation.unbind(1)[:2]
-        qkv = self.qkv(modulated_norm(x, shift, scale))
+        x, h = norm_of(x, shift, scale)
+        qkv = self.qkv(h)
         q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         if self.qk_norm:
             # Squares are summed in float32, whatever the products' precision.
-            q, k = (_rms_normed(x, norm).to(v.dtype) for x, norm in ((q, self.q_norm), (k, self.k_norm)))
-        return q, k, v
+            q, k = (
+                _rms_normed(heads, norm).to(v.dtype) for heads, norm in ((q, self.q_norm), (k, self.k_norm))
+            )
+        return x, q, k, v
 
     def update(self, x: Tokens, attended: Heads, modulation: Modulation) -> Tokens:
         """The residual stream after attention and MLP, each behind its gate."""
         _, _, gate_attn, shift, scale, gate_mlp = modulation.unbind(1)
-        x = x + gate_attn[:, None] * self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
-        hidden = gelu(self.mlp_in(modulated_norm(x, shift, scale)))
-        return x + gate_mlp[:, None] * self.mlp_out(hidden)
+        y = self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+        x, h = gated_norm_of(x, y, gate_attn, shift, scale)
+        return x + gate_mlp[:, None] * self.mlp_out(gelu(self.mlp_in(h)))
 
 
 class DiTBlock(nn.Module):
@@ -107,7 +104,7 @@ class DiTBlock(nn.Module):
         return recomputed(self._forward, x, modulation, recompute=self.recompute)
 
     def _forward(self, x: Tokens, modulation: Modulation) -> Tokens:
-        q, k, v = self.x.queries_keys_values(x, modulation)
+        x, q, k, v = self.x.queries_keys_values(x, modulation)
         return self.x.update(x, self.attention(q, k, v), modulation)
 
 
@@ -153,8 +150,9 @@ class MMDiTBlock(nn.Module):
         c_modulation: Float[Tensor, "b k_c d"],
         mask: Bool[Tensor, "b m"] | None,
     ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
-        pairs = zip(self.x.queries_keys_values(x, x_modulation), self.c.queries_keys_values(c, c_modulation))
-        q, k, v = (torch.cat(pair, dim=2) for pair in pairs)  # (b, heads, n + l, d)
+        x, *x_heads = self.x.queries_keys_values(x, x_modulation)
+        c, *c_heads = self.c.queries_keys_values(c, c_modulation)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(x_heads, c_heads))  # (b, heads, n + l, d)
         attended_x, attended_c = self.attention(q, k, v, mask).split([x.shape[1], c.shape[1]], dim=2)
         x = self.x.update(x, attended_x, x_modulation)
         return x, c if self.last else self.c.update(c, attended_c, c_modulation)
