@@ -12,6 +12,10 @@ install_import_hook("rfdit", "beartype.beartype(conf=beartype.BeartypeConf(is_pe
 
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    # Triton reads this when it is imported: its kernels run on the CPU, step by step.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from tests.command_line import CommandLine  # noqa: E402
 
 

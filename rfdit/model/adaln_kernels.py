@@ -70,7 +70,7 @@ def _backward(
     if GATED:
         opened = _load(gate, sample * gate_stride, columns, inside)
     first = part * WALK
-    for token in range(first, min(first + WALK, tokens)):
+    for token in tl.range(first, min(first + WALK, tokens), num_stages=3):  # loads run two tokens ahead
         row = sample * tokens + token
         value = _load(x, row * WIDTH, columns, inside)
         if GATED:
@@ -97,8 +97,8 @@ def _backward(
 
 
 def _warps(block: int) -> int:
-    """Eight numbers a thread: enough loads in flight, few enough registers."""
-    return max(1, min(16, block // 256))
+    """Sixteen numbers a thread: few warps whose sums have to be added, and registers enough for them."""
+    return max(1, min(16, block // 512))
 
 
 def forward(

@@ -1,0 +1,123 @@
+"""The kernels of adaLN compute what its formula says, forwards and backwards; Triton's interpreter runs them."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rfdit.batch import Condition
+from rfdit.model import DiT, MMDiT, adaln
+
+triton = pytest.importorskip("triton")  # which PyTorch brings on Linux alone
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels serve every tensor: on a CPU by Triton's interpreter, which tests/conftest.py asks for."""
+    monkeypatch.setattr(adaln, "_has_kernels", lambda x: True)
+
+
+Inputs = dict[str, Tensor]
+
+
+def inputs(tokens: int, width: int, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Modulations are rows of a larger table, as in a network."""
+    table = torch.randn(2, 6, width, device=DEVICE)
+    x = torch.randn(2, tokens, width, device=DEVICE)
+    y = torch.randn(2, tokens, width, device=DEVICE).to(dtype)
+    return {"x": x, "y": y, "gate": table[:, 2], "shift": table[:, 3], "scale": table[:, 4]}
+
+
+def outputs_and_gradients(given: Inputs, *, gated: bool, double: bool = False) -> list[Tensor]:
+    """x', h, and the gradients of a sum in which both take part."""
+    leaves = {
+        name: (t.double() if double else t).detach().clone().requires_grad_() for name, t in given.items()
+    }
+    if gated:
+        x, h = adaln.gated_norm_of(*(leaves[name] for name in ("x", "y", "gate", "shift", "scale")))
+    else:
+        x, h = adaln.norm_of(leaves["x"], leaves["shift"], leaves["scale"])
+    weights = torch.linspace(-1, 1, x.numel(), device=x.device).view_as(x)
+    (x * weights + h * weights.flip(-1).square()).sum().backward()
+    return [x, h, *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("tokens", "width"), [(4, 16), (33, 48), (70, 96)])
+def test_they_agree_with_the_formula_in_double_precision(
+    kernels: None, monkeypatch: pytest.MonkeyPatch, gated: bool, tokens: int, width: int
+) -> None:
+    given = inputs(tokens, width)
+    found = outputs_and_gradients(given, gated=gated)
+    monkeypatch.setattr(adaln, "_has_kernels", lambda x: False)
+    monkeypatch.setattr(adaln.F, "layer_norm", layer_norm_in_double)
+    wanted = outputs_and_gradients(given, gated=gated, double=True)
+    assert len(found) == len(wanted) == (7 if gated else 5)
+    for ours, theirs in zip(found, wanted):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+def layer_norm_in_double(x: Tensor, shape: torch.Size, eps: float) -> Tensor:
+    """`modulated_norm` asks for float32; this keeps the double precision of what it is given."""
+    x = x.double()
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def test_under_autocast_they_give_what_the_next_product_takes(kernels: None) -> None:
+    given = inputs(5, 32, torch.bfloat16)
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        x, h = adaln.gated_norm_of(*given.values())
+    assert (x.dtype, h.dtype) == (torch.float32, torch.bfloat16)
+    wanted = adaln.modulated_norm(
+        given["x"] + given["gate"][:, None] * given["y"], given["shift"], given["scale"]
+    )
+    torch.testing.assert_close(h, wanted.bfloat16())
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("kind", ["dit", "mmdit"])
+def test_a_network_has_the_same_gradients(
+    kernels: None, monkeypatch: pytest.MonkeyPatch, kind: str, recompute: str
+) -> None:
+    shape = {"width": 32, "depth": 2, "num_heads": 2, "patch_size": 2, "in_channels": 4, "input_size": 4}
+    cond = Condition(pooled=torch.randn(3, 32, device=DEVICE))
+    if kind == "dit":
+        network: torch.nn.Module = DiT(**shape, recompute=recompute)
+    else:
+        network = MMDiT(**shape, pooled_width=32, token_width=8, recompute=recompute)
+        tokens, mask = torch.randn(3, 5, 8, device=DEVICE), torch.ones(3, 5, dtype=torch.bool, device=DEVICE)
+        mask[0, 3:] = False
+        cond = Condition(pooled=cond.pooled, tokens=tokens, mask=mask)
+    for parameter in network.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    network.to(DEVICE)
+    z, t = torch.randn(3, 4, 4, 4, device=DEVICE), torch.rand(3, device=DEVICE)
+
+    def gradients() -> dict[str, Tensor]:
+        trained = copy.deepcopy(network)
+        trained(z, t, cond).square().sum().backward()
+        return {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+
+    found = gradients()
+    monkeypatch.setattr(adaln, "_has_kernels", lambda x: False)
+    wanted = gradients()
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_compiled_block_holds_them_in_one_graph(kernels: None) -> None:
+    network = DiT(width=32, depth=1, num_heads=2, patch_size=2, in_channels=4, input_size=4).to(DEVICE)
+    block, x = network.blocks[0], torch.randn(2, 4, 32, device=DEVICE, requires_grad=True)
+    modulation = torch.randn(2, 6, 32, device=DEVICE, requires_grad=True)
+
+    def gradients(forward: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(forward(x, modulation).square().sum(), (x, modulation))
+
+    compiled = torch.compile(block._forward, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(gradients(compiled), gradients(block._forward)):
+        torch.testing.assert_close(ours, theirs)
