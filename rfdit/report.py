@@ -15,7 +15,7 @@ from rfdit.config import CONFIG_DIR, register, validate
 from rfdit.reporting import page
 from rfdit.reporting.grids import Sheet, choose_sheets, read_sheet, same_noise
 from rfdit.reporting.metrics import find_columns, find_protocols, pick_column
-from rfdit.reporting.plots import Plot, compute_plot, gmacs_plot, loss_plot
+from rfdit.reporting.plots import Plot, compute_plot, gmacs_plot, loss_plot, steps_plot
 from rfdit.reporting.runs import Run, find_runs, read_run, swept_settings
 from rfdit.reporting.table import as_csv, heads, row
 
@@ -65,7 +65,7 @@ def write_report(root: Path, out: Path, metric: str | None) -> Path:
     swept = swept_settings(runs)
     titles = heads(swept, columns)
     rows = [row(run, swept, columns) for run in runs]
-    about = [compute_plot(runs, column), gmacs_plot(runs, column)] if column else []
+    about = [draw(runs, column) for draw in (steps_plot, compute_plot, gmacs_plot) if column]
     plots: list[Plot] = [plot for plot in [loss_plot(runs), *about] if plot is not None]
     step, sheets, unread = read_sheets(runs)
 

@@ -39,7 +39,7 @@ class SampleDecoder:
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
         # The cheap parts first: a sample without its caption is not worth decoding.
         caption = None if self.caption_key is None else find_caption(raw, self.caption_key)
-        label = None if self.label_key is None else _label(raw, self.label_key)
+        label = None if self.label_key is None else find_label(raw, self.label_key)
         found = image_bytes(raw)
         if found is None:
             raise SkippedSampleError(SkipReason.MISSING_IMAGE)
@@ -117,7 +117,8 @@ def find_caption(raw: RawSample, key: str) -> str:
     return value.strip()
 
 
-def _label(raw: RawSample, key: str) -> int:
+def find_label(raw: RawSample, key: str) -> int:
+    """The class at a key, likewise."""
     value = _field(raw, key)
     try:
         return int(cast(str, value))

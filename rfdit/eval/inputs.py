@@ -2,20 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from rfdit.conditioning import Conditioner
-from rfdit.data.decode import find_caption
+from rfdit.data.decode import find_caption, find_label
 from rfdit.data.filters import Filters
+from rfdit.data.sample import RawSample
 from rfdit.data.shards import Shards, resolve_shards
 from rfdit.data.skips import SkippedSampleError
 from rfdit.data.tar_source import TarReader
 from rfdit.randomness import SampleGenerator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,64 @@ class ShardCaptions:
 
     def __call__(self, samples: int, conditioner: Conditioner, *, seed: int) -> Wanted:
         """Raises ValueError for shards without captions."""
-        found = resolve_shards(self.shards, setting="eval.inputs.shards")
-        source = TarReader(caption_key=self.caption_key, cache=self.cache)(found, filters=Filters())
-        read: list[str] = []
-        for raw in source.samples(range(min(samples, sum(source.shard_sizes)))):
-            try:
-                if isinstance(raw, SkippedSampleError):
-                    raise raw
-                read.append(find_caption(raw, self.caption_key))
-            except SkippedSampleError as error:
-                raise ValueError(
-                    f"eval.inputs.shards: sample {len(read)} has no caption {self.caption_key}: {error}"
-                ) from None
-        if not read:
-            raise ValueError(f"eval.inputs.shards: {found[0]} has no samples")
+        read = _read(
+            self.shards, samples, lambda raw: find_caption(raw, self.caption_key),
+            caption_key=self.caption_key, cache=self.cache, wanted=f"caption {self.caption_key}",
+        )  # fmt: skip
         return _captions(read, samples, conditioner, source="shards")
+
+
+class ShardLabels:
+    """The class labels of tar shards, in their order, repeated if they are too few.
+
+    So that pictures have the classes of a reference set as often as its images do. Shards of images
+    and of cached latents alike will do.
+
+    shards: as `data.shards`. label_key: as of the decoder. cache: as of `TarReader`.
+    """
+
+    def __init__(self, *, shards: Shards, label_key: str = "cls", cache: str | None = None) -> None:
+        self.shards, self.label_key, self.cache = shards, label_key, cache
+
+    def __call__(self, samples: int, conditioner: Conditioner, *, seed: int) -> Wanted:
+        """Raises ValueError for shards without labels, or with one that the model does not know."""
+        classes = _classes(conditioner, "shard_labels")
+        read = _read(
+            self.shards, samples, lambda raw: find_label(raw, self.label_key),
+            caption_key=None, cache=self.cache, wanted=f"label {self.label_key}",
+        )  # fmt: skip
+        if unknown := sorted({label for label in read if not 0 <= label < classes}):
+            raise ValueError(
+                f"eval.inputs.shards: there is the label {unknown[0]}, and this model knows 0 to {classes - 1}"
+            )
+        labels = [read[i % len(read)] for i in range(samples)]
+        digest = hashlib.sha256(json.dumps(labels).encode()).hexdigest()
+        return Wanted(labels, {"name": "labels", "order": "shards", "classes": classes, "sha256": digest})
+
+
+def _read(
+    shards: Shards,
+    samples: int,
+    find: Callable[[RawSample], T],
+    *,
+    caption_key: str | None,
+    cache: str | None,
+    wanted: str,
+) -> list[T]:
+    """What `find` tells of the first samples; raises ValueError, naming what was wanted, without it."""
+    found = resolve_shards(shards, setting="eval.inputs.shards")
+    source = TarReader(caption_key=caption_key, cache=cache)(found, filters=Filters())
+    read: list[T] = []
+    for raw in source.samples(range(min(samples, sum(source.shard_sizes)))):
+        try:
+            if isinstance(raw, SkippedSampleError):
+                raise raw
+            read.append(find(raw))
+        except SkippedSampleError as error:
+            raise ValueError(f"eval.inputs.shards: sample {len(read)} has no {wanted}: {error}") from None
+    if not read:
+        raise ValueError(f"eval.inputs.shards: {found[0]} has no samples")
+    return read
 
 
 def _classes(conditioner: Conditioner, option: str) -> int:
@@ -114,8 +160,8 @@ def check_captions(conditioner: Conditioner, setting: str) -> None:
     """Raises ValueError for a model of class labels. setting: what asked for captions."""
     if getattr(conditioner, "num_classes", None) is not None:
         raise ValueError(
-            f"{setting} asks for captions and this model was trained on class labels; give eval/inputs=balanced "
-            "or random"
+            f"{setting} asks for captions and this model was trained on class labels; give eval/inputs=balanced, "
+            "random or shard_labels"
         )
 
 

@@ -22,7 +22,7 @@ class EvalProtocol:
         the sha256 of its weights, how it resizes, whatever else its numbers depend on; empty for none.
     reference: the name and sha256 of the statistics that were compared with; empty for none.
     samples: pictures. image_size: [height, width] as they were made, in pixels.
-    inputs: whether labels were balanced or random, or where captions came from.
+    inputs: whether labels were balanced, random or shards', or where captions came from.
     sampler: solver, grid and shift. evaluations: of the network per picture, a guided velocity being two;
         None for a solver that chooses its own.
     guidance: its name and settings. precision: of the network's matrix products, bf16 or fp32.

@@ -59,6 +59,18 @@ def loss_plot(runs: Sequence[Run]) -> Plot | None:
     return Plot("loss", "Training loss", figure, notes)
 
 
+def steps_plot(runs: Sequence[Run], column: Column) -> Plot | None:
+    """A metric of evaluations over training: a line for each run with more than one; None if there is none."""
+    curves = [(run, series) for run in runs if len(series := column.series(run)) > 1]
+    if column.protocol is None or not curves:
+        return None
+    figure, axes = _figure("training steps", _label(column))
+    for run, series in curves:
+        _draw(axes, runs, run, [step for step, _ in series], [value for _, value in series], line=True)
+    _finish(axes, [value for _, series in curves for _, value in series], "y")
+    return Plot("steps", f"{_title(column)} over training", figure, _protocol_note(column))
+
+
 def compute_plot(runs: Sequence[Run], column: Column) -> Plot | None:
     """A metric against training compute: a line for each run, and a power law through the finished ones' ends."""
     curves = []

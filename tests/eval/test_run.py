@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from webdataset import TarWriter
 
 from rfdit.conditioning import LabelConditioner, TextConditioner
 from rfdit.config import build
-from rfdit.eval.inputs import BalancedLabels, CaptionFile, RandomLabels, ShardCaptions, Wanted
+from rfdit.eval.inputs import BalancedLabels, CaptionFile, RandomLabels, ShardCaptions, ShardLabels, Wanted
 from rfdit.eval.records import EvaluationRecord, append_record, drop_after, read_records
 from rfdit.eval.run import evaluations_per_picture
 from rfdit.text_encoder.bpe import BPEEncoder
@@ -91,6 +92,44 @@ def test_captions_of_shards_come_in_their_order(tmp_path: Path) -> None:
     assert len(set(many.inputs)) > 3
     assert many.inputs[:4] == few.inputs
     assert many.inputs[6:] == many.inputs[:3]
+
+
+def labelled_shards(folder: Path, extension: str, labels: list[list[str]]) -> list[str]:
+    """A tar for each list, with a sample for each label."""
+    for number, shard in enumerate(labels):
+        with TarWriter(str(folder / f"{number}.tar"), encoder=False) as tar:
+            for i, label in enumerate(shard):
+                tar.write({"__key__": f"{i:03d}", extension: label.encode()})
+    return [str(folder / f"{number}.tar") for number in range(len(labels))]
+
+
+def test_labels_of_shards_come_in_their_order(tmp_path: Path) -> None:
+    shards = labelled_shards(tmp_path, "cls", [["3", "0", "6"], ["3"]])
+    inputs = ShardLabels(shards=shards, cache=str(tmp_path / "cache"))
+    assert inputs(3, LABELS, seed=0).inputs == [3, 0, 6]
+    many = inputs(9, LABELS, seed=0)
+    assert many.inputs == [3, 0, 6, 3, 3, 0, 6, 3, 3]
+    assert {k: many.settings[k] for k in ("name", "order", "classes")} == {
+        "name": "labels", "order": "shards", "classes": 7,
+    }  # fmt: skip
+    assert inputs(9, LABELS, seed=1) == many
+    assert inputs(8, LABELS, seed=0).settings["sha256"] != many.settings["sha256"]
+
+
+def test_labels_of_shards_are_found_in_json(tmp_path: Path) -> None:
+    shards = labelled_shards(tmp_path, "json", [['{"label": 5}', '{"label": 1}']])
+    settings = ["eval=quick", "eval/inputs=shard_labels", "eval.inputs.label_key=json.label"]
+    node = composed("sample", *settings, f"eval.inputs.shards={tmp_path}", f"eval.inputs.cache={tmp_path}")
+    assert isinstance(node["eval"], dict)
+    inputs = build(node["eval"]["inputs"])
+    assert inputs(2, LABELS, seed=0).inputs == [5, 1]
+    with pytest.raises(ValueError, match=r"eval\.inputs\.shards: sample 0 has no label cls"):
+        ShardLabels(shards=shards, cache=str(tmp_path))(2, LABELS, seed=0)
+    few = LabelConditioner(num_classes=5, width=4)
+    with pytest.raises(ValueError, match="there is the label 5, and this model knows 0 to 4"):
+        inputs(2, few, seed=0)
+    with pytest.raises(ValueError, match="shard_labels asks for class labels and this model was trained on"):
+        inputs(2, TEXT, seed=0)
 
 
 def test_inputs_that_a_model_does_not_know_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -14,6 +15,7 @@ import rfdit.report
 from rfdit.plan import make_plan
 from rfdit.report import write_report
 from rfdit.reporting.metrics import find_columns, find_protocols, pick_column
+from rfdit.reporting.plots import steps_plot
 from rfdit.reporting.runs import read_run
 from rfdit.training.run_state import mark_failed
 from tests.reporting.conftest import MakeRun, evaluation
@@ -134,6 +136,21 @@ def test_what_is_plotted(make_run: MakeRun) -> None:
         ValueError, match=r"metric=kid is not in these runs; there is fid, val/loss, train/loss"
     ):
         pick_column("kid", runs, columns)
+
+
+def test_evaluations_are_plotted_over_training(make_run: MakeRun, tmp_path: Path) -> None:
+    often = make_run("often", evaluations=[evaluation(5, 20.0), evaluation(10, 12.5)])
+    make_run("once", evaluations=[evaluation(10, 11.0)])
+    runs = [read_run(often, often.parent), read_run(often.parent / "once", often.parent)]
+    column = find_columns(find_protocols(runs))[0]
+    plot = steps_plot(runs, column)
+    assert plot is not None
+    (line,) = plot.figure.axes[0].lines
+    assert np.asarray(line.get_xydata()).tolist() == [[5, 20.0], [10, 12.5]]
+    assert line.get_label() == "often"
+    assert steps_plot(runs[1:], column) is None
+    assert "Fid (a) over training" in report(make_run, tmp_path)[0]
+    assert Image.open(tmp_path / "out/report_steps.png").size[0] > 600
 
 
 def test_a_power_law_takes_three_runs(make_run: MakeRun, tmp_path: Path) -> None:
