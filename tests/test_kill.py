@@ -22,6 +22,7 @@ SMALL = [
     "model.width=24", "model.num_heads=2", "model.depth=1", "trainer.log_every_n_steps=1", "callbacks.grid=null",
     "trainer.val_every_n_steps=null", "callbacks.checkpoints.every_n_steps=5", "text_encoder.width=8",
     "data.resolution=8", "data.filters.min_size=8", f"trainer.max_steps={STEPS}", "trainer.precision=fp32",
+    "trainer.accelerator=cpu",  # two ranks run anywhere
     "+callbacks.recorder._target_=tests.recorder.Recorder",
 ]  # fmt: skip
 
