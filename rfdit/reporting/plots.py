@@ -22,6 +22,10 @@ IN_LEGEND = 28  # runs that look different; more are drawn, and not listed
 DECADE = 4.0  # the ratio of largest to smallest from which an axis is logarithmic
 FEW_DECADES = 1000.0  # the ratio up to which 2, 3 and 5 times a power of ten are labelled too
 PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+NAMES = {
+    "val/loss": "validation loss", "train/loss": "training loss",
+    "fid": "FID", "sfid": "sFID", "kid": "KID", "cmmd": "CMMD", "clip_score": "CLIP score",
+}  # fmt: skip
 POINTS = 200  # of a drawn curve at most: a page of many long runs must stay small
 STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "rfdit"}
 
@@ -66,7 +70,8 @@ def steps_plot(runs: Sequence[Run], column: Column) -> Plot | None:
         return None
     figure, axes = _figure("training steps", _label(column))
     for run, series in curves:
-        _draw(axes, runs, run, [step for step, _ in series], [value for _, value in series], line=True)
+        x, y = [step for step, _ in series], [value for _, value in series]
+        _draw(axes, runs, run, x, y, line=True, marks=12)
     _finish(axes, [value for _, series in curves for _, value in series], "y")
     return Plot("steps", f"{_title(column)} over training", figure, _protocol_note(column))
 
@@ -192,14 +197,14 @@ def _finish(axes: Axes, values: list[float], which: str) -> None:
             axis.set_major_formatter(PLAIN)
             axis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
             axis.set_minor_formatter(PLAIN)
+            axis.set_tick_params(which="both", length=3.5, pad=3.5)  # labels on one line
     handles = axes.get_legend_handles_labels()[0]
     if handles:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
 
 
 def _label(column: Column) -> str:
-    losses = {"val/loss": "validation loss", "train/loss": "training loss"}
-    return losses.get(column.metric, column.metric)
+    return NAMES.get(column.metric, column.metric)
 
 
 def _title(column: Column) -> str:

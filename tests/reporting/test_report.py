@@ -149,7 +149,7 @@ def test_evaluations_are_plotted_over_training(make_run: MakeRun, tmp_path: Path
     assert np.asarray(line.get_xydata()).tolist() == [[5, 20.0], [10, 12.5]]
     assert line.get_label() == "often"
     assert steps_plot(runs[1:], column) is None
-    assert "Fid (a) over training" in report(make_run, tmp_path)[0]
+    assert "FID (a) over training" in report(make_run, tmp_path)[0]
     assert Image.open(tmp_path / "out/report_steps.png").size[0] > 600
 
 
