@@ -70,8 +70,8 @@ def steps_plot(runs: Sequence[Run], column: Column) -> Plot | None:
         return None
     figure, axes = _figure("training steps", _label(column))
     for run, series in curves:
-        x, y = [step for step, _ in series], [value for _, value in series]
-        _draw(axes, runs, run, x, y, line=True, marks=12)
+        steps, values = zip(*series)
+        _draw(axes, runs, run, steps, values, line=True, marks=12)
     _finish(axes, [value for _, series in curves for _, value in series], "y")
     return Plot("steps", f"{_title(column)} over training", figure, _protocol_note(column))
 
@@ -139,7 +139,14 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _draw(
-    axes: Axes, runs: Sequence[Run], run: Run, x: list[float], y: list[float], *, line: bool, marks: int = 1
+    axes: Axes,
+    runs: Sequence[Run],
+    run: Run,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    line: bool,
+    marks: int = 1,
 ) -> None:
     """A run looks alike in all figures: its place in the list decides colour, line and marker.
 
