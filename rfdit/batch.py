@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.utils._pytree import register_dataclass
 
 Latent = Float[Tensor, "b c h w"]
 Images = Float[Tensor, "b 3 H W"]  # in [-1, 1]
@@ -116,3 +117,8 @@ class Condition:
         pooled = joined([part.pooled for part in parts])
         assert pooled is not None
         return Condition(pooled, joined([p.tokens for p in parts]), joined([p.mask for p in parts]))
+
+
+# FSDP looks for tensors in what a module returns. PyTorch 2.11's does not look into other dataclasses, and
+# would never reduce the gradients of a trained conditioner.
+register_dataclass(Condition)

@@ -19,9 +19,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rfdit.command_line import sentence
-from rfdit.training.checkpoint import changed_settings
+from rfdit.training.checkpoint import changed_settings, read_checkpoint
 from rfdit.training.metrics_csv import read_metrics
-from rfdit.training.run_state import FAILED, RunState, finished_run, mark_failed, read_state
+from rfdit.training.run_state import (
+    FAILED,
+    RunState,
+    finished_run,
+    mark_failed,
+    mark_finished,
+    read_state,
+)
 
 
 class SweepFolder(Callback):  # type: ignore[misc]
@@ -76,6 +83,34 @@ def is_done(folder: Path, config: dict[str, Any]) -> RunState | None:
             f"{'; '.join(changed)}; give another run_dir"
         )
     return None if changed else done
+
+
+def finish_trained(folder: Path, config: dict[str, Any]) -> RunState | None:
+    """Marks a point as finished whose last checkpoint has all its steps; None for any other.
+
+    A signal after the last step leaves such a point. What was to follow that step, an evaluation say, is
+    missing, and said to be.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    if finished_run(folder) is not None or not last.exists():
+        return None
+    saved = read_checkpoint(last, weights=False)
+    if not saved.step >= config["trainer"]["max_steps"] > 0 or changed_settings(saved.config, config):
+        return None
+    metrics = {
+        name: float(value)
+        for row in read_metrics(folder / "metrics.csv")
+        for name, value in row.items()
+        if value and name != "step"
+    }
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        mark_finished(folder, step=saved.step, metrics=metrics)
+        print(
+            f"{folder} was stopped after its last step; an evaluation that was due then is missing, which "
+            f"python sample.py ckpt={folder} eval=... can make",
+            flush=True,
+        )
+    return RunState("finished", step=saved.step, metrics=metrics)
 
 
 def run_point(folder: Path, run: Callable[[], float | None]) -> float | None:

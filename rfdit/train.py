@@ -23,7 +23,7 @@ from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.data.latent_manifest import weights_of
 from rfdit.data.latents import LatentDecoder
 from rfdit.model.cost import count_parameters
-from rfdit.sweep import is_done, run_point, summed_up
+from rfdit.sweep import finish_trained, is_done, run_point, summed_up
 from rfdit.training.checkpoint import (
     changed_settings,
     check_resumable,
@@ -120,7 +120,7 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
         cfg.ckpt = "last"
     config = validate(cfg)
     metric = config["objective_metric"]
-    if in_sweep and (done := is_done(run_dir, config)):
+    if in_sweep and (done := is_done(run_dir, config) or finish_trained(run_dir, config)):
         print(f"skipped: {run_dir} is finished, at step {done.step}", flush=True)
         return (done.metrics or {}).get(metric)
     resume = find_resume(config["ckpt"], run_dir)

@@ -1,6 +1,7 @@
 """Batches and conditions: taken apart, put together, and chosen from, sample by sample."""
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from rfdit.batch import Batch, Condition
 
@@ -70,3 +71,11 @@ def test_a_batch_moves_its_tensors_and_keeps_the_rest() -> None:
     assert moved.labels is None
     assert len(moved) == 2
     assert not batch.images.is_meta
+
+
+def test_the_tensors_of_a_condition_are_found() -> None:
+    """FSDP looks for them in what a conditioner returns; else its gradients are not reduced."""
+    pooled, tokens = torch.zeros(2, 3), torch.zeros(2, 4, 3)
+    leaves = tree_leaves(Condition(pooled=pooled, tokens=tokens))
+    assert any(leaf is pooled for leaf in leaves)
+    assert any(leaf is tokens for leaf in leaves)

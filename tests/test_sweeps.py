@@ -77,6 +77,25 @@ def test_a_finished_point_with_other_settings_is_not_passed_over(
     assert not list(Path("sweep").glob("*/failed.json"))
 
 
+def test_a_point_stopped_after_its_last_step_is_finished_by_the_next_start(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(cli, "seed=0,1")
+    mark = Path("sweep/seed=0/finished.json")
+    before = json.loads(mark.read_text())
+    mark.unlink()  # as a signal in the last evaluation leaves it
+    capsys.readouterr()
+    sweep(cli, "seed=0,1")
+    printed = capsys.readouterr().out
+    assert (
+        "sweep/seed=0 was stopped after its last step; an evaluation that was due then is missing" in printed
+    )
+    assert "sweep in sweep: 2 finished, 0 failed, 0 unfinished" in printed
+    after = json.loads(mark.read_text())
+    assert after["step"] == 3
+    assert after["metrics"]["train/loss"] == pytest.approx(before["metrics"]["train/loss"], rel=1e-6)
+
+
 def test_a_single_run_still_refuses_a_folder_that_holds_one(cli: CommandLine) -> None:
     cli.train("run_dir=run", "model.depth=1")
     assert json.loads(Path("run/finished.json").read_text())["step"] == 3

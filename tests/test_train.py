@@ -26,7 +26,7 @@ GRID = [
 
 def state(run: Path) -> dict[str, object]:
     """Everything that a resumed run must have in common with one that was never interrupted."""
-    raw = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    raw = torch.load(run / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
     return {
         name: raw[name]
         for name in (

@@ -137,6 +137,8 @@ class FlowModule(L.LightningModule):
         # Lightning refuses to clip for fused optimisers, which scale gradients themselves under
         # fp16; there is no scaling in bf16 and fp32. Without a limit the norm is still logged.
         limit = float("inf") if gradient_clip_val is None else gradient_clip_val
+        if self.sharded:
+            _require_reduced(self.network)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
@@ -168,3 +170,12 @@ class FlowModule(L.LightningModule):
             if len(self._rng["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
             self._rng = None
+
+
+def _require_reduced(network: nn.Module) -> None:
+    """Raises RuntimeError if a gradient is this rank's own: ranks would train different weights, silently."""
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+            raise RuntimeError(
+                f"FSDP has not reduced the gradient of {name}; its module returned no known tensor"
+            )

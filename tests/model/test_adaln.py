@@ -124,7 +124,7 @@ block = DiT(width=32, depth=1, num_heads=2, patch_size=2, in_channels=4, input_s
 leaves = [torch.randn(2, *shape, 32, device=device, requires_grad=True) for shape in ((4,), (6,))]
 compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
 ours, theirs = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (compiled, block))
-torch.testing.assert_close(ours, theirs)
+torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 print("equal")
 """
 
