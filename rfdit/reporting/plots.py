@@ -202,7 +202,8 @@ def _finish(axes: Axes, values: list[float], which: str) -> None:
         if spread < FEW_DECADES:
             axis = axes.xaxis if which == "x" else axes.yaxis
             axis.set_major_formatter(PLAIN)
-            axis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            # Labels of many decades would run into each other.
+            axis.set_minor_locator(LogLocator(subs=(2, 3, 5) if spread < 30 else (3,)))
             axis.set_minor_formatter(PLAIN)
             axis.set_tick_params(which="both", length=3.5, pad=3.5)  # labels on one line
     handles = axes.get_legend_handles_labels()[0]
