@@ -19,6 +19,7 @@ LAYERS = [
     ["batch"],
     [
         "flow",
+        "checksum",
         "randomness",
         "images",
         "precision",

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.checksum import changed_record
 from rfdit.training.background import BackgroundWriter, snapshot
 from rfdit.training.sharded_checkpoint import is_sharded, make_way, read_rest, read_sharded, remove_shards
 
@@ -100,10 +101,17 @@ class SavedRun:
 
 
 def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
-    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code."""
+    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code.
+
+    weights: False spares the time to check the tensors, for who reads only what is said beside them.
+    """
     try:
         if is_sharded(path):
             return read_sharded(path) if weights else read_rest(path)
+        if record := changed_record(path, tensors=weights):
+            raise ValueError(
+                f"ckpt={path} is damaged: {record} in it is not what was written; take another checkpoint"
+            )
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
@@ -112,14 +120,15 @@ def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(
             f"ckpt={path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds "
-            "more than tensors and plain data, which is never loaded"
+            "more than tensors and plain data, which is never loaded; take another checkpoint"
         ) from None
 
 
 def read_checkpoint(path: Path, *, weights: bool = True) -> SavedRun:
     """Reads and checks that rfdit wrote it; raises ValueError otherwise.
 
-    weights: False leaves those of a sharded checkpoint on the meta device, where nobody needs them.
+    weights: False leaves those of a sharded checkpoint on the meta device, and any unchecked, where nobody
+        needs them.
     """
     raw = read_raw(path, weights=weights)
     if not isinstance(raw, dict) or "rfdit" not in raw:

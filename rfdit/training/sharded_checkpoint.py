@@ -9,20 +9,29 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from rfdit.checksum import changed_record, crc32_of
 
 SECTIONS = ("state_dict", "ema", "optimizer_states")  # of a checkpoint, whose tensors are sharded
 REST = "rest.pt"  # all else; the sections' tensors are there by shape and dtype alone
 SIZES = (
     "bytes_of_parts"  # in the rest, by file: a part that is missing would be read as whatever is in memory
 )
+SUMS = "crc32_of_parts"  # in the rest, by file; older checkpoints have none
 SUFFIX = ".shards"
 Keys = tuple[str | int, ...]  # the keys that lead to a tensor of a checkpoint
 
@@ -42,7 +51,7 @@ def write_sharded(
     path: Path,
     folder: Path,
     *,
-    group: torch.distributed.ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Writes this rank's part of a checkpoint; all ranks call, with equal values but for the tensors.
 
@@ -50,25 +59,43 @@ def write_sharded(
     default the one that training uses. Raises OSError on every rank if one of them cannot write.
     """
     tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    first = torch.distributed.get_rank() == 0
+    writer = _SummingWriter(str(folder), save_distributed=True)
+    first = dist.get_rank() == 0
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
         if first:
-            _publish(checkpoint, folder, path)
+            _publish(checkpoint, folder, path, writer.sums)
     except (Exception, CheckpointException) as error:  # the latter is none of the former
         if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
 
 
-def _publish(checkpoint: dict[str, Any], folder: Path, path: Path) -> None:
+class _SummingWriter(HuggingFaceStorageWriter):
+    """Every rank sums up the file that it has written, and the first one learns all sums."""
+
+    sums: dict[str, int]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        written = super().write_data(plan, planner).wait()
+        names = {result.storage_data.relative_path for result in written}
+        sums = {name: crc32_of(Path(self.path) / name) for name in names}
+        summed: Future[list[WriteResult]] = Future()
+        summed.set_result([replace(result, storage_data=sums) for result in written])
+        return summed
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        super().finish(metadata, results)
+        self.sums = {name: crc for rank in results if rank for name, crc in rank[0].storage_data.items()}
+
+
+def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, sums: dict[str, int]) -> None:
     """Writes the rest, makes all of it last, and lets the name mean the new folder."""
     rest = replaced(
         checkpoint, lambda keys, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     )
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    torch.save(rest | {SIZES: sizes}, folder / REST)
+    torch.save(rest | {SIZES: sizes, SUMS: sums}, folder / REST)
     for file in (*folder.iterdir(), folder):
         _flush(file)
     link = path.with_name(f".{path.name}.{folder.name}")
@@ -100,17 +127,40 @@ def remove_shards(path: Path) -> None:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint without its tensors, which are on the meta device.
+    """A sharded checkpoint without its tensors, which are on the meta device, and are not checked.
 
     Raises ValueError if a part of it is missing or has another size than it was written with.
     """
+    return _read_rest(path)[0]
+
+
+def _read_rest(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """See `read_rest`; and the checksums of the other files, none where an older version wrote it."""
+    if record := changed_record(path / REST):
+        raise ValueError(_damaged(path, f"{REST} ({record})"))
     rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
     for name, size in rest.pop(SIZES).items():
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:
             has = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"ckpt={path} is not whole: {name} {has}")
-    return rest
+            raise ValueError(f"ckpt={path} is not whole: {name} {has}; take another checkpoint")
+    return rest, rest.pop(SUMS, {})
+
+
+def _damaged(path: Path, part: str) -> str:
+    return f"ckpt={path} is damaged: {part} in it is not what was written; take another checkpoint"
+
+
+def _check_sums(path: Path, sums: dict[str, int], *, together: bool) -> None:
+    """Raises ValueError for a file with another checksum; of ranks together, each reads its share."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    changed = [name for name in sorted(sums)[rank::ranks] if crc32_of(path / name) != sums[name]]
+    if together:
+        of_ranks: list[list[str]] = [[]] * ranks
+        dist.all_gather_object(of_ranks, changed)
+        changed = [name for names in of_ranks for name in names]
+    if changed:
+        raise ValueError(_damaged(path, ", ".join(changed)))
 
 
 def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None = None) -> dict[str, Any]:
@@ -119,7 +169,8 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     empty: for a tensor's keys and its form on the meta device, what it is read into, perhaps a DTensor;
         all ranks call then. By default whole tensors on the CPU, read by this process alone.
     """
-    rest = read_rest(path)
+    rest, sums = _read_rest(path)
+    _check_sums(path, sums, together=empty is not None)
     make = empty or (lambda keys, form: torch.empty_like(form, device="cpu"))
     found = {keys: make(keys, form) for keys, form in _tensors(rest)}
     tensors = {_name(keys): tensor for keys, tensor in found.items()}
@@ -128,7 +179,9 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
         try:
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
         except CheckpointException as error:  # none of Exception
-            raise ValueError(f"ckpt={path} cannot be read: {_first_cause(error)}") from error
+            raise ValueError(
+                f"ckpt={path} cannot be read: {_first_cause(error)}; take another checkpoint"
+            ) from error
     return replaced(rest, lambda keys, form: tensors[_name(keys)])
 
 
