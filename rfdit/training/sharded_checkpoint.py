@@ -9,20 +9,12 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
 
 from rfdit.checksum import changed_record, crc32_of
 
@@ -58,8 +50,13 @@ def write_sharded(
     folder: as of `new_folder`, beside `path`, equal on all ranks. group: of all ranks, on CPUs; by
     default the one that training uses. Raises OSError on every rank if one of them cannot write.
     """
+    import torch.distributed.checkpoint as dcp  # takes a second, which who reads one file need not wait
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from rfdit.training.summing_writer import SummingWriter
+
     tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
-    writer = _SummingWriter(str(folder), save_distributed=True)
+    writer = SummingWriter(str(folder), save_distributed=True)
     first = dist.get_rank() == 0
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
@@ -69,24 +66,6 @@ def write_sharded(
         if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
-
-
-class _SummingWriter(HuggingFaceStorageWriter):
-    """Every rank sums up the file that it has written, and the first one learns all sums."""
-
-    sums: dict[str, int]
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        written = super().write_data(plan, planner).wait()
-        names = {result.storage_data.relative_path for result in written}
-        sums = {name: crc32_of(Path(self.path) / name) for name in names}
-        summed: Future[list[WriteResult]] = Future()
-        summed.set_result([replace(result, storage_data=sums) for result in written])
-        return summed
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        super().finish(metadata, results)
-        self.sums = {name: crc for rank in results if rank for name, crc in rank[0].storage_data.items()}
 
 
 def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, sums: dict[str, int]) -> None:
@@ -169,6 +148,9 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     empty: for a tensor's keys and its form on the meta device, what it is read into, perhaps a DTensor;
         all ranks call then. By default whole tensors on the CPU, read by this process alone.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
     rest, sums = _read_rest(path)
     _check_sums(path, sums, together=empty is not None)
     make = empty or (lambda keys, form: torch.empty_like(form, device="cpu"))
@@ -177,7 +159,7 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
         try:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=empty is None)
         except CheckpointException as error:  # none of Exception
             raise ValueError(
                 f"ckpt={path} cannot be read: {_first_cause(error)}; take another checkpoint"
@@ -224,6 +206,8 @@ def _rebuilt(keys: Keys, node: Any, new: Callable[[Keys, Tensor], Tensor]) -> An
 
 
 def _first_cause(error: BaseException) -> str:
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):  # what went wrong, by rank
         error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:

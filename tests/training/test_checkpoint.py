@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from rfdit.training.checkpoint import AtomicCheckpointIO, find_checkpoint, newest_run, read_raw
+from rfdit.training.checkpoint import find_checkpoint, newest_run, read_raw
+from rfdit.training.checkpoint_io import AtomicCheckpointIO
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

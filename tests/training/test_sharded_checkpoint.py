@@ -15,7 +15,8 @@ from rfdit.conditioning import LabelConditioner
 from rfdit.ema import Averages, FixedDecay
 from rfdit.model import DiT
 from rfdit.network import Network
-from rfdit.training.checkpoint import AtomicCheckpointIO, read_raw
+from rfdit.training.checkpoint import read_raw
+from rfdit.training.checkpoint_io import AtomicCheckpointIO
 from rfdit.training.fully_sharded import FullySharded
 from rfdit.training.sharded_checkpoint import is_sharded, new_folder, read_sharded, write_sharded
 
