@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# A file's tests share what its fixtures make; tests/conftest.py orders the files.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 RUN    ?= outputs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .PHONY: help setup demo test quick lint format clean
@@ -24,10 +26,10 @@ demo: $(READY)  ## train a tiny model for at most 5 minutes, sample from it, mea
 	$(BIN)/python sample.py ckpt=$(RUN) prompts=docs/demo_prompts.txt eval=prompt_accuracy
 
 test: $(READY) lint  ## everything that CI runs: lint, types, format, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS)
 
 quick: $(READY)  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) -m 'not slow'
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`rfdit.load`, imported when it is asked for: with it come Lightning and Hydra."""
+    """`rfdit.load`, imported when it is asked for: with it comes Hydra."""
     if name == "load":
         from rfdit.loading import load
 

@@ -22,8 +22,8 @@ from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.model.activations import estimate_pass_bytes
 from rfdit.model.cost import count_macs, count_parameters
 from rfdit.network import Network
+from rfdit.training.device import pick_device, pick_precision
 from rfdit.training.peak import matmul_peak
-from rfdit.training.trainer import pick_device, pick_precision
 
 RECOMPUTE = ("none", "selective", "full")
 GB = 1e9

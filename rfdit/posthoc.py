@@ -12,7 +12,7 @@ from rfdit.ema.posthoc import PowerProfile, combine, fit
 from rfdit.ema.profiles import power_of
 from rfdit.ema.snapshots import Snapshot, read_snapshots
 from rfdit.sample import open_checkpoint
-from rfdit.training.checkpoint import AtomicCheckpointIO, SavedRun
+from rfdit.training.checkpoint import SavedRun, write_checkpoint
 
 POOR = 0.1  # share of a profile; between the kept lengths and up to half as long again it is a few hundredths
 
@@ -60,7 +60,7 @@ def write_average(
         "state_dict": {},
         "ema": {"ema": {"updates": step, "network": network}},
     }
-    AtomicCheckpointIO().save_checkpoint(checkpoint, out)
+    write_checkpoint(checkpoint, out)
 
 
 def posthoc(cfg: DictConfig) -> Path:

@@ -31,6 +31,7 @@ from rfdit.training.checkpoint import (
     newest_run,
     read_checkpoint,
 )
+from rfdit.training.device import pick_device
 from rfdit.training.fp8 import check_fp8
 from rfdit.training.fully_sharded import starts_empty
 from rfdit.training.local_ranks import LocalRanks, check_ranks
@@ -38,7 +39,6 @@ from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
 from rfdit.training.run_state import forget_end, mark_finished
-from rfdit.training.trainer import pick_device
 
 
 @dataclass(frozen=True)

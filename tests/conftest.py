@@ -1,6 +1,9 @@
 """Fixtures, and the shape checks that only tests pay for."""
 
+import collections
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,14 @@ if not torch.cuda.is_available():
     # Triton reads this when it is imported: its kernels run on the CPU, step by step.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from rfdit.config import build  # noqa: E402
 from tests.command_line import CommandLine  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests come first, so that in the end no worker waits for the other."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +45,28 @@ def assets() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder for data=shapes that the tests share and the user's own is spared."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder for data=shapes that all tests of all workers share and the user's own is spared."""
+    from tests.test_config import composed
+
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    folder = session / "shapes-cache"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or each worker would draw its own
+        data = composed("train")["data"]
+        for split in ("shards", "val_shards"):
+            build(data[split], cache=str(folder / "rfdit"))()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn_shapes(shapes_cache: Path) -> Iterator[None]:
+    """For modules that start processes: each finds the shapes there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shapes_cache))
+        yield
 
 
 @pytest.fixture

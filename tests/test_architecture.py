@@ -19,6 +19,7 @@ LAYERS = [
     ["batch"],
     [
         "flow",
+        "checksum",
         "randomness",
         "images",
         "precision",
@@ -154,11 +155,19 @@ def test_wrapped_libraries_are_imported_lazily(framework: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_mathematics_imports_no_framework() -> None:
+@pytest.mark.parametrize(
+    ("modules", "foreign"),
+    [
+        (["model", "objective", "autoencoder", "text_encoder", "sampler"], [*ALLOWED]),
+        # Lightning and torchmetrics take longer to import than all else that sampling needs.
+        (["sample", "loading", "export", "posthoc", "plan"], ["lightning", "torchmetrics", *LAZY]),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(modules: list[str], foreign: list[str]) -> None:
     """In a fresh interpreter, networks, objectives and samplers load torch and nothing that wraps it."""
     program = (
-        "import sys, rfdit.model, rfdit.objective, rfdit.autoencoder, rfdit.text_encoder, rfdit.sampler;"
-        f"print([name for name in {[*ALLOWED]!r} if name in sys.modules])"
+        f"import sys, {', '.join(f'rfdit.{name}' for name in modules)};"
+        f"print([name for name in {foreign!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

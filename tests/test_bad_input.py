@@ -135,6 +135,17 @@ class TestCheckpoints:
         Path("cut.ckpt").write_bytes(data[: len(data) // 2])
         assert "ckpt=cut.ckpt cannot be read" in cli.error("sample", "ckpt=cut.ckpt", "prompts=[a]")
 
+    def test_a_run_never_goes_on_from_a_flipped_byte(self, cli: CommandLine, run: Path) -> None:
+        file = run / "checkpoints/last.ckpt"
+        raw, data = torch.load(file, weights_only=True), bytearray(file.read_bytes())
+        momentum = raw["optimizer_states"][0]["state"][0]["exp_avg"]
+        data[data.index(momentum.numpy().tobytes()) + 7] ^= 0x40
+        file.write_bytes(data)
+        message = cli.error("train", "run_dir=first", "ckpt=last", "trainer.max_steps=6")
+        assert message.startswith("ckpt=first/checkpoints/last.ckpt is damaged: archive/data/")
+        assert message.endswith("take another checkpoint")
+        assert file.read_bytes() == data  # to be looked at
+
     def test_pickle_with_code_is_never_run(self, cli: CommandLine) -> None:
         torch.save({"rfdit": _WritesAFile()}, "evil.ckpt")
         assert "which is never loaded" in cli.error("sample", "ckpt=evil.ckpt", "prompts=[a]")

@@ -11,6 +11,7 @@ import torch
 from rfdit.training.checkpoint import read_raw
 from tests.test_kill import ROOT, environment
 
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 SETTINGS = [
     "model.width=24", "model.num_heads=2", "model.depth=1", "trainer.log_every_n_steps=1", "callbacks.grid=null",
     "trainer.val_every_n_steps=null", "callbacks.checkpoints.every_n_steps=1", "text_encoder.width=16",
@@ -23,7 +24,7 @@ def drill(run: Path, *overrides: str, kills: int) -> list[str]:
     """The lines that tests/drill.py prints."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.drill", str(kills), "7", f"run_dir={run}", *SETTINGS, *overrides],
-        cwd=ROOT, env=environment(run.parent / "cache"), capture_output=True, text=True, timeout=500,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("killed", "ended"))]

@@ -38,8 +38,10 @@ def command(run: str, shards: Path, *overrides: str, ranks: int, data: str = "la
     ]  # fmt: skip
 
 
-def environment(cache: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache)}
+def environment(cache: Path | None = None) -> dict[str, str]:
+    """Of a script in a process of its own. cache: a folder for it; None is this process's."""
+    own = {} if cache is None else {"XDG_CACHE_HOME": str(cache)}
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | own
 
 
 def recorded(folder: Path) -> dict[int, list[tuple[int, str]]]:

@@ -22,7 +22,7 @@ from tests.command_line import metrics
 from tests.test_fault_drill import SETTINGS, assert_same, state
 from tests.test_kill import ROOT, environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn_shapes")]
 TWO = ["trainer.devices=2", "data.batch_size=2"]
 FOUR = "data.batch_size=4"
 STEPS = ["trainer.max_steps=20", "callbacks.checkpoints.every_n_steps=10"]
@@ -31,7 +31,7 @@ STEPS = ["trainer.max_steps=20", "callbacks.checkpoints.every_n_steps=10"]
 def run(run_dir: Path, *overrides: str, settings: Sequence[str] = SETTINGS) -> Path:
     """Trains; rank 0 is this process."""
     arguments = ["train.py", f"run_dir={run_dir}", *settings, *STEPS, *overrides]
-    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(run_dir.parent / "cache")):
+    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment()):
         rfdit.train.main()
     return run_dir
 
@@ -41,7 +41,7 @@ def start(
 ) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides, f"run_dir={run_dir}", *SETTINGS, *STEPS, *later],
-        env=environment(run_dir.parent / "cache") | variables, cwd=run_dir.parent, text=True,
+        env=environment() | variables, cwd=run_dir.parent, text=True,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

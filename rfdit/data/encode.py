@@ -34,7 +34,7 @@ from rfdit.data.stop_signal import Stopped, StopSignal
 from rfdit.data.unfinished_files import remove_abandoned
 from rfdit.protocols import TextEncoder
 from rfdit.training.checkpoint import EQUIVALENT
-from rfdit.training.trainer import pick_device
+from rfdit.training.device import pick_device
 
 LONGEST = timedelta(days=30)  # that processes wait for each other
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from rfdit.checksum import crc32_of_tensor
+
 Array = NDArray[np.float64]
 
 
@@ -69,7 +71,8 @@ def fit(stored: Sequence[PowerProfile], wanted: PowerProfile) -> Fit:
 def combine(files: Sequence[Path], coefficients: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
     """Name and float32 weighted sum of each tensor of the snapshots, summed in float64.
 
-    Raises ValueError for snapshots of different networks, and for one that is not finite.
+    Raises ValueError for snapshots of different networks, for one that is not finite, and in the end for
+    one that is not what was written.
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
@@ -77,13 +80,18 @@ def combine(files: Sequence[Path], coefficients: Sequence[float]) -> Iterator[tu
         for file, other in zip(files, opened):
             if set(other.keys()) != names:
                 raise ValueError(f"{file} and {files[0]} are snapshots of different networks")
+        sums = [0] * len(files)
         for name in sorted(names):
             total = torch.zeros(opened[0].get_slice(name).get_shape(), dtype=torch.float64)
-            for file, snapshot, coefficient in zip(files, opened, coefficients):
+            for i, (file, snapshot, coefficient) in enumerate(zip(files, opened, coefficients)):
                 value = snapshot.get_tensor(name)
+                sums[i] = crc32_of_tensor(value, sums[i])
                 if not torch.isfinite(value).all():
                     raise ValueError(
-                        f"{file} is not finite in {name}; its weights are beyond float16's 65504"
+                        f"{file} is not finite in {name}; its weights are beyond float16's 65504, or it is damaged"
                     )
                 total.add_(value.double(), alpha=coefficient)
             yield name, total.float()
+        for file, snapshot, crc in zip(files, opened, sums):
+            if snapshot.metadata().get("crc32", str(crc)) != str(crc):  # older ones do not say
+                raise ValueError(f"{file} is damaged: its weights are not what was written; move it away")

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rfdit.checksum import crc32_of_tensor
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -54,7 +56,8 @@ class Snapshots:
         path = self.folder / f"{snapshot.profile}_{snapshot.step:08d}.safetensors"
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            save_file(halves, partial, metadata={k: str(v) for k, v in asdict(snapshot).items()})
+            said = {k: str(v) for k, v in asdict(snapshot).items()}
+            save_file(halves, partial, metadata=said | {"crc32": str(checksum(halves))})
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -66,6 +69,14 @@ class Snapshots:
         for path, snapshot in read_snapshots(self.folder).items():
             if snapshot.step > step:
                 path.unlink()
+
+
+def checksum(weights: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the values, in the order of their names."""
+    crc = 0
+    for name in sorted(weights):
+        crc = crc32_of_tensor(weights[name], crc)
+    return crc
 
 
 def read_snapshots(folder: Path) -> dict[Path, Snapshot]:

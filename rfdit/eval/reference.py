@@ -26,7 +26,7 @@ from rfdit.data.source import Source
 from rfdit.eval.build_reference import build_reference
 from rfdit.eval.real_images import NpzImages, PictureFolder, SourcePart
 from rfdit.eval.reference_files import save_reference
-from rfdit.training.trainer import pick_device
+from rfdit.training.device import pick_device
 
 CHUNK = 32  # images that a worker decodes at a time
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import rfdit
+from rfdit.checksum import crc32_of
 from rfdit.training.checkpoint import SavedRun
 
 FORMAT = "rfdit-1"
@@ -48,6 +49,7 @@ def write_folder(
         "weights": weights,
         "step": saved.step,
         "prediction": prediction,
+        "weights_crc32": crc32_of(out / WEIGHTS),
         "latents": saved.latents,
         "config": travelling(saved.config),
     }
@@ -73,6 +75,8 @@ def read_folder(folder: Path, *, prediction: str = "velocity") -> SavedRun:
         description = json.loads((folder / CONFIG).read_text())
         weights, predicted = description["weights"], description["prediction"]
         state: dict[str, Tensor] = load_file(folder / WEIGHTS)
+        crc = crc32_of(folder / WEIGHTS)
+        changed = description.get("weights_crc32", crc) != crc  # older folders have none
         saved = SavedRun(
             path=folder,
             step=description["step"],
@@ -86,6 +90,10 @@ def read_folder(folder: Path, *, prediction: str = "velocity") -> SavedRun:
             f"{folder} cannot be read as a model that rfdit exported ({type(error).__name__}): it is damaged "
             f"or lacks {CONFIG} or {WEIGHTS}"
         ) from None
+    if changed:
+        raise ValueError(
+            f"{folder} is damaged: its {WEIGHTS} is not what was written; copy or export it again"
+        )
     if predicted != prediction:
         raise ValueError(
             f"{folder} holds a network that predicts {predicted}, not {prediction}, so rectified flow cannot "

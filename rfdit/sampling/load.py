@@ -19,7 +19,7 @@ from rfdit.sampler.guidance import with_scale
 from rfdit.sampling.guide import find_guide
 from rfdit.sampling.place import Place
 from rfdit.training.checkpoint import SavedRun, newest_run
-from rfdit.training.trainer import pick_device, pick_precision
+from rfdit.training.device import pick_device, pick_precision
 from rfdit.trusted import check_targets
 
 BUILT = ("model", "conditioner", "text_encoder", "autoencoder")  # of a checkpoint's configuration

@@ -1,73 +1,39 @@
 """One file holds what must survive: written atomically, read without running code, checked before use."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
-from rfdit.training.background import BackgroundWriter, snapshot
+from rfdit.checksum import changed_record
 from rfdit.training.sharded_checkpoint import is_sharded, make_way, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file.
-
-    background: copy the state and write the copy while training goes on; what goes wrong is raised by
-        the next save, or at the end of the run.
-    """
-
-    def __init__(self, *, background: bool = False) -> None:
-        super().__init__()
-        self.background = background
-        self.writer = BackgroundWriter()
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        if not self.background:
-            self._write(checkpoint, Path(path))
-            return
-        copied = snapshot(checkpoint)
-        self.writer.start(lambda: self._write(copied, Path(path)))
-
-    def teardown(self) -> None:
-        self.writer.wait()
-
-    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{target.name}.*.partial"):  # of runs that were killed
-            left.unlink(missing_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            make_way(target)
-            partial.replace(target)
-            remove_shards(target)
-        except RuntimeError as error:  # which torch makes of the OSError of a full disk
-            raise OSError(f"{target} cannot be written, perhaps for want of room: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self,
-        path: str | os.PathLike[str],
-        map_location: Callable[..., Any] | None = lambda storage, _: storage,
-        weights_only: bool | None = True,
-    ) -> dict[str, Any]:
-        """Plain data and tensors only, whatever is asked for: a checkpoint may come from anybody."""
-        return read_raw(Path(path))
+def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
+    """Writes beside the target, flushes to disk, then renames: a kill or a full disk leaves the old file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.partial"):  # of runs that were killed
+        left.unlink(missing_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        make_way(target)
+        partial.replace(target)
+        remove_shards(target)
+    except RuntimeError as error:  # which torch makes of the OSError of a full disk
+        raise OSError(f"{target} cannot be written, perhaps for want of room: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -100,10 +66,17 @@ class SavedRun:
 
 
 def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
-    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code."""
+    """A checkpoint's dict, of one file or of shards; raises ValueError if it is none, damaged, or holds code.
+
+    weights: False spares the time to check the tensors, for who reads only what is said beside them.
+    """
     try:
         if is_sharded(path):
             return read_sharded(path) if weights else read_rest(path)
+        if record := changed_record(path, tensors=weights):
+            raise ValueError(
+                f"ckpt={path} is damaged: {record} in it is not what was written; take another checkpoint"
+            )
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"ckpt={path} does not exist") from None
@@ -112,14 +85,15 @@ def read_raw(path: Path, *, weights: bool = True) -> dict[str, Any]:
     except Exception as error:
         raise ValueError(
             f"ckpt={path} cannot be read as a checkpoint ({type(error).__name__}): it is damaged, or holds "
-            "more than tensors and plain data, which is never loaded"
+            "more than tensors and plain data, which is never loaded; take another checkpoint"
         ) from None
 
 
 def read_checkpoint(path: Path, *, weights: bool = True) -> SavedRun:
     """Reads and checks that rfdit wrote it; raises ValueError otherwise.
 
-    weights: False leaves those of a sharded checkpoint on the meta device, where nobody needs them.
+    weights: False leaves those of a sharded checkpoint on the meta device, and any unchecked, where nobody
+        needs them.
     """
     raw = read_raw(path, weights=weights)
     if not isinstance(raw, dict) or "rfdit" not in raw:

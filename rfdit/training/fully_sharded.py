@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rfdit.network import Network
 from rfdit.training.background import snapshot
-from rfdit.training.checkpoint import AtomicCheckpointIO, read_raw
+from rfdit.training.checkpoint import read_raw
+from rfdit.training.checkpoint_io import AtomicCheckpointIO
 from rfdit.training.sharded_checkpoint import (
     Keys,
     is_sharded,

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.api import CheckpointException
+
+from rfdit.checksum import changed_record, crc32_of
 
 SECTIONS = ("state_dict", "ema", "optimizer_states")  # of a checkpoint, whose tensors are sharded
 REST = "rest.pt"  # all else; the sections' tensors are there by shape and dtype alone
 SIZES = (
     "bytes_of_parts"  # in the rest, by file: a part that is missing would be read as whatever is in memory
 )
+SUMS = "crc32_of_parts"  # in the rest, by file; older checkpoints have none
 SUFFIX = ".shards"
 Keys = tuple[str | int, ...]  # the keys that lead to a tensor of a checkpoint
 
@@ -42,33 +43,38 @@ def write_sharded(
     path: Path,
     folder: Path,
     *,
-    group: torch.distributed.ProcessGroup | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Writes this rank's part of a checkpoint; all ranks call, with equal values but for the tensors.
 
     folder: as of `new_folder`, beside `path`, equal on all ranks. group: of all ranks, on CPUs; by
     default the one that training uses. Raises OSError on every rank if one of them cannot write.
     """
+    import torch.distributed.checkpoint as dcp  # takes a second, which who reads one file need not wait
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from rfdit.training.summing_writer import SummingWriter
+
     tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    first = torch.distributed.get_rank() == 0
+    writer = SummingWriter(str(folder), save_distributed=True)
+    first = dist.get_rank() == 0
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
         if first:
-            _publish(checkpoint, folder, path)
+            _publish(checkpoint, folder, path, writer.sums)
     except (Exception, CheckpointException) as error:  # the latter is none of the former
         if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
 
 
-def _publish(checkpoint: dict[str, Any], folder: Path, path: Path) -> None:
+def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, sums: dict[str, int]) -> None:
     """Writes the rest, makes all of it last, and lets the name mean the new folder."""
     rest = replaced(
         checkpoint, lambda keys, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     )
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    torch.save(rest | {SIZES: sizes}, folder / REST)
+    torch.save(rest | {SIZES: sizes, SUMS: sums}, folder / REST)
     for file in (*folder.iterdir(), folder):
         _flush(file)
     link = path.with_name(f".{path.name}.{folder.name}")
@@ -100,17 +106,40 @@ def remove_shards(path: Path) -> None:
 
 
 def read_rest(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint without its tensors, which are on the meta device.
+    """A sharded checkpoint without its tensors, which are on the meta device, and are not checked.
 
     Raises ValueError if a part of it is missing or has another size than it was written with.
     """
+    return _read_rest(path)[0]
+
+
+def _read_rest(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """See `read_rest`; and the checksums of the other files, none where an older version wrote it."""
+    if record := changed_record(path / REST):
+        raise ValueError(_damaged(path, f"{REST} ({record})"))
     rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
     for name, size in rest.pop(SIZES).items():
         found = (path / name).stat().st_size if (path / name).is_file() else None
         if found != size:
             has = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"ckpt={path} is not whole: {name} {has}")
-    return rest
+            raise ValueError(f"ckpt={path} is not whole: {name} {has}; take another checkpoint")
+    return rest, rest.pop(SUMS, {})
+
+
+def _damaged(path: Path, part: str) -> str:
+    return f"ckpt={path} is damaged: {part} in it is not what was written; take another checkpoint"
+
+
+def _check_sums(path: Path, sums: dict[str, int], *, together: bool) -> None:
+    """Raises ValueError for a file with another checksum; of ranks together, each reads its share."""
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    changed = [name for name in sorted(sums)[rank::ranks] if crc32_of(path / name) != sums[name]]
+    if together:
+        of_ranks: list[list[str]] = [[]] * ranks
+        dist.all_gather_object(of_ranks, changed)
+        changed = [name for names in of_ranks for name in names]
+    if changed:
+        raise ValueError(_damaged(path, ", ".join(changed)))
 
 
 def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None = None) -> dict[str, Any]:
@@ -119,16 +148,22 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     empty: for a tensor's keys and its form on the meta device, what it is read into, perhaps a DTensor;
         all ranks call then. By default whole tensors on the CPU, read by this process alone.
     """
-    rest = read_rest(path)
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    rest, sums = _read_rest(path)
+    _check_sums(path, sums, together=empty is not None)
     make = empty or (lambda keys, form: torch.empty_like(form, device="cpu"))
     found = {keys: make(keys, form) for keys, form in _tensors(rest)}
     tensors = {_name(keys): tensor for keys, tensor in found.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it is meant to be
         try:
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=empty is None)
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=empty is None)
         except CheckpointException as error:  # none of Exception
-            raise ValueError(f"ckpt={path} cannot be read: {_first_cause(error)}") from error
+            raise ValueError(
+                f"ckpt={path} cannot be read: {_first_cause(error)}; take another checkpoint"
+            ) from error
     return replaced(rest, lambda keys, form: tensors[_name(keys)])
 
 
@@ -171,6 +206,8 @@ def _rebuilt(keys: Keys, node: Any, new: Callable[[Keys, Tensor], Tensor]) -> An
 
 
 def _first_cause(error: BaseException) -> str:
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):  # what went wrong, by rank
         error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:

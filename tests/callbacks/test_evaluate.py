@@ -19,6 +19,7 @@ from tests.test_fault_drill import assert_same, state
 from tests.test_kill import environment
 from tests.test_strategies import finish, start
 
+pytestmark = pytest.mark.usefixtures("drawn_shapes")
 STEPS = [
     "trainer.max_steps=4", "schedule=constant", "schedule.warmup_steps=0", "optimizer.lr=1e-2", "text_encoder.width=8",
     "callbacks.checkpoints.every_n_steps=1", "data.shards.samples=64", "data.val_shards=null", "trainer.precision=fp32",
@@ -28,7 +29,7 @@ EVERY = ["callbacks.evaluate.every_n_steps=2", "callbacks.evaluate.batch_size=8"
 
 def run(folder: Path, *overrides: str) -> Path:
     arguments = ["train.py", f"run_dir={folder}", *FAST, *STEPS, *overrides]
-    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(folder.parent / "cache")):
+    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment()):
         rfdit.train.main()
     return folder
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rfdit.callbacks.throughput import peak_memory
+from rfdit.training.device import pick_precision
 from rfdit.training.peak import matmul_peak
-from rfdit.training.trainer import pick_precision
 from tests.command_line import CommandLine, metrics
 
 

@@ -188,3 +188,24 @@ def test_other_files_are_no_snapshots(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"a\.safetensors cannot be read as a snapshot"):
         read_snapshots(tmp_path)
+
+
+def test_a_flipped_byte_of_a_snapshot_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, 1, {"a": torch.linspace(1, 2, 50), "b": torch.tensor(3.0)})
+    (path,) = tmp_path.iterdir()
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1  # a last bit, of one of a's values or of b's
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"power_00000001\.safetensors is damaged: its weights are not what was"
+    ):
+        dict(combine([path], [1.0]))
+
+
+def test_snapshots_of_older_versions_have_no_checksum(tmp_path: Path) -> None:
+    write(tmp_path, 1, {"a": torch.ones(3)})
+    (path,) = tmp_path.iterdir()
+    said = {"profile": "power", "std": "0.1", "updates": "1", "step": "1"}
+    save_file(load_file(path), path, metadata=said)
+    assert read_snapshots(tmp_path)[path].step == 1
+    assert torch.equal(dict(combine([path], [2.0]))["a"], torch.full((3,), 2.0))

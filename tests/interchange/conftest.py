@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rfdit.config import build_network
-from rfdit.training.checkpoint import AtomicCheckpointIO, SavedRun, read_checkpoint
+from rfdit.training.checkpoint import SavedRun, read_checkpoint
+from rfdit.training.checkpoint import write_checkpoint as write
 from tests.model.conftest import randomise
 from tests.test_config import composed
 
@@ -26,7 +27,7 @@ def write_checkpoint(path: Path, *overrides: str, latents: dict[str, object] = P
     config = composed("train", *TINY, *overrides)
     state = randomise(build_network(config)).state_dict()
     average = {key: x * 3 if key.startswith("conditioner.") else x.clone() for key, x in state.items()}
-    AtomicCheckpointIO().save_checkpoint(
+    write(
         {
             "rfdit": {"config": config, "latents": latents},
             "global_step": 7,

@@ -53,6 +53,18 @@ def test_the_folder_holds_the_average_and_how_to_build_it(cli: CommandLine, run:
     assert description["step"] == 7
 
 
+def test_a_flipped_byte_of_exported_weights_is_noticed(cli: CommandLine, run: Path) -> None:
+    cli.export(f"ckpt={run}", "out=out")
+    whole = Path("out/model.safetensors").read_bytes()
+    Path("out/model.safetensors").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(ValueError, match=r"out is damaged: its model\.safetensors is not what was written"):
+        rfdit.load("out")
+    description = json.loads(Path("out/config.json").read_text())
+    del description["weights_crc32"]  # as older versions wrote it
+    Path("out/config.json").write_text(json.dumps(description))
+    assert read_folder(Path("out")).step == 7
+
+
 def test_places_and_addresses_stay_at_home(cli: CommandLine, run: Path) -> None:
     cli.export(f"ckpt={run}", "out=out")
     written = Path("out/config.json").read_text() + Path("out/README.md").read_text()

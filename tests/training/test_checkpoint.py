@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
 
-from rfdit.training.checkpoint import AtomicCheckpointIO, find_checkpoint, newest_run, read_raw
+from rfdit.training.checkpoint import find_checkpoint, newest_run, read_raw
+from rfdit.training.checkpoint_io import AtomicCheckpointIO
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +51,51 @@ def test_find_checkpoint(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path / "other"))
     assert newest_run(tmp_path) == tmp_path / "run"
     assert newest_run(tmp_path / "run" / "checkpoints") is None
+
+
+WEIGHTS = {"weight": torch.arange(300.0), "step": torch.tensor(3.0)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A checkpoint's bytes."""
+    path = tmp_path_factory.mktemp("whole") / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"global_step": 7, "state_dict": WEIGHTS}, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("bits", [1, 0x80, 0xFF])
+def test_a_flipped_byte_of_a_tensor_is_noticed(tmp_path: Path, whole: bytes, bits: int) -> None:
+    data = bytearray(whole)
+    data[data.index(WEIGHTS["weight"].numpy().tobytes()) + 501] ^= bits
+    (tmp_path / "flipped.ckpt").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"flipped\.ckpt is damaged: archive/data/0 .*; take another checkpoint"
+    ):
+        read_raw(tmp_path / "flipped.ckpt")
+    assert read_raw(tmp_path / "flipped.ckpt", weights=False)["global_step"] == 7  # which was not damaged
+
+
+def test_a_flipped_byte_beside_the_tensors_is_noticed_by_every_reader(tmp_path: Path, whole: bytes) -> None:
+    data = bytearray(whole)
+    data[data.index(b"K\x07") + 1] = 8  # global_step, in pickle's words
+    (tmp_path / "flipped.ckpt").write_bytes(data)
+    for weights in (True, False):
+        with pytest.raises(ValueError, match=r"flipped\.ckpt is damaged: archive/data\.pkl"):
+            read_raw(tmp_path / "flipped.ckpt", weights=weights)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255))
+def test_no_flipped_byte_goes_unnoticed(tmp_path: Path, whole: bytes, place: float, bits: int) -> None:
+    """Anywhere in the file: what is read is what was written, or nothing."""
+    data = bytearray(whole)
+    data[int(place * len(data))] ^= bits
+    (tmp_path / "flipped.ckpt").write_bytes(data)
+    try:
+        found = read_raw(tmp_path / "flipped.ckpt")
+    except ValueError as error:
+        assert str(error).endswith("take another checkpoint")  # noqa: PT017
+        return
+    assert found["global_step"] == 7
+    assert save(found["state_dict"]) == save(WEIGHTS)

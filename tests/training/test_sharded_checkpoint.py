@@ -15,9 +15,10 @@ from rfdit.conditioning import LabelConditioner
 from rfdit.ema import Averages, FixedDecay
 from rfdit.model import DiT
 from rfdit.network import Network
-from rfdit.training.checkpoint import AtomicCheckpointIO, read_raw
+from rfdit.training.checkpoint import read_raw
+from rfdit.training.checkpoint_io import AtomicCheckpointIO
 from rfdit.training.fully_sharded import FullySharded
-from rfdit.training.sharded_checkpoint import is_sharded, new_folder, write_sharded
+from rfdit.training.sharded_checkpoint import is_sharded, new_folder, read_sharded, write_sharded
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,15 @@ def write(path: Path, value: float = 1.0) -> None:
     folder = path.with_name(new_folder(path, 7))
     folder.mkdir()
     write_sharded(checkpoint(value), path, folder)
+
+
+def forget_checksums(folder: Path) -> None:
+    """Leaves the checkpoint as older versions wrote it."""
+    (file,) = folder.glob("last*.shards/rest.pt")
+    rest = torch.load(file)
+    (part,) = rest.pop("crc32_of_parts")
+    assert part in rest["bytes_of_parts"]
+    torch.save(rest, file)
 
 
 def assert_holds(path: Path, value: float) -> None:
@@ -82,8 +92,42 @@ def test_a_damaged_part_is_told_in_a_sentence(tmp_path: Path) -> None:
     write(tmp_path / "last.ckpt")
     part = next(tmp_path.glob("last*.shards/*.safetensors"))
     part.write_bytes(b"\xff" * part.stat().st_size)
-    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read"):
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name}"):
         read_raw(tmp_path / "last.ckpt")
+    forget_checksums(tmp_path)
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read: .*; take another checkpoint"):
+        read_raw(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("value", [1.0, 0.5])  # of the weights, and of the average
+def test_a_flipped_byte_of_a_part_is_noticed(tmp_path: Path, value: float) -> None:
+    write(tmp_path / "last.ckpt")
+    (part,) = tmp_path.glob("last*.shards/*.safetensors")
+    data = bytearray(part.read_bytes())
+    data[data.index(torch.full((8,), value).numpy().tobytes()) + 6] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name} .*; take another checkpoint"):
+        read_raw(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name}"):  # as training reads it
+        read_sharded(tmp_path / "last.ckpt", empty=lambda keys, form: torch.empty_like(form, device="cpu"))
+    assert read_raw(tmp_path / "last.ckpt", weights=False)["global_step"] == 7  # which was not damaged
+
+
+def test_a_flipped_byte_beside_the_parts_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "last.ckpt")
+    (rest,) = tmp_path.glob("last*.shards/rest.pt")
+    data = bytearray(rest.read_bytes())
+    data[data.index(torch.arange(3).numpy().tobytes()) + 8] ^= 2
+    rest.write_bytes(data)
+    for weights in (True, False):
+        with pytest.raises(ValueError, match=r"last\.ckpt is damaged: rest\.pt \(rest/data/0\)"):
+            read_raw(tmp_path / "last.ckpt", weights=weights)
+
+
+def test_checkpoints_of_older_versions_have_no_checksums(tmp_path: Path) -> None:
+    write(tmp_path / "last.ckpt")
+    forget_checksums(tmp_path)
+    assert_holds(tmp_path / "last.ckpt", 1.0)
 
 
 def test_what_cannot_be_written_leaves_the_old_state(tmp_path: Path) -> None:
