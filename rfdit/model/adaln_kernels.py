@@ -10,6 +10,7 @@ x, x': (b, n, d) float32, the residual stream before and after the gate. y: (b, 
 in. shift, scale, gate: (b, d) float32, rows of a larger table. h: (b, n, d), norm(x') (1 + scale) + shift.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import no_type_check
 
 import torch
@@ -101,6 +102,11 @@ def _warps(block: int) -> int:
     return max(1, min(16, block // 512))
 
 
+def _device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton starts kernels on the current GPU, wherever their tensors are."""
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
 def forward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,10 +118,11 @@ def forward(
     mean, rstd = x.new_empty(b, n), x.new_empty(b, n)
     block = triton.next_power_of_2(d)
     some = shift if gate is None else gate
-    _forward[(b * n,)](
-        x, x if y is None else y, some, shift, scale, x_out, h, mean, rstd, n,
-        some.stride(0), shift.stride(0), scale.stride(0), d, block, gated, EPS, num_warps=_warps(block),
-    )  # fmt: skip
+    with _device_of(x):
+        _forward[(b * n,)](
+            x, x if y is None else y, some, shift, scale, x_out, h, mean, rstd, n,
+            some.stride(0), shift.stride(0), scale.stride(0), d, block, gated, EPS, num_warps=_warps(block),
+        )  # fmt: skip
     return x_out, h, mean, rstd
 
 
@@ -135,8 +142,9 @@ def backward(
     sums = x.new_empty(b, parts, 3, d)
     block = triton.next_power_of_2(d)
     some = scale if gate is None else gate
-    _backward[(b, parts)](
-        dh, dx_out, x, x if y is None else y, some, scale, mean, rstd, dx, dy, sums, n,
-        some.stride(0), scale.stride(0), d, block, gated, WALK, num_warps=_warps(block),
-    )  # fmt: skip
+    with _device_of(x):
+        _backward[(b, parts)](
+            dh, dx_out, x, x if y is None else y, some, scale, mean, rstd, dx, dy, sums, n,
+            some.stride(0), scale.stride(0), d, block, gated, WALK, num_warps=_warps(block),
+        )  # fmt: skip
     return dx, dy, sums.sum(1)
