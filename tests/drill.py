@@ -1,7 +1,10 @@
-"""Trains in child processes that are killed again and again: python -m tests.drill KILLS SEED OVERRIDE...
+"""Trains in child processes that are killed again and again.
+
+    python -m tests.drill KILLS SEED OVERRIDE... [-- OVERRIDE...]
 
 This process has imported everything when it forks, so that a start costs no time. Half of the kills
 come while a checkpoint is being written. Prints one line per kill, and the last child's exit code.
+What stands behind -- is another run, which is not killed, with an exit code of its own.
 """
 
 import os
@@ -66,4 +69,7 @@ def main(kills: int, seed: int, run_dir: Path, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     given = sys.argv[3:]
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(given[0].removeprefix("run_dir=")), given)
+    end = given.index("--") if "--" in given else len(given)
+    for kills, arguments in ((int(sys.argv[1]), given[:end]), (0, given[end + 1 :])):
+        if arguments:
+            main(kills, int(sys.argv[2]), Path(arguments[0].removeprefix("run_dir=")), arguments)

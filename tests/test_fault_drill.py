@@ -20,16 +20,21 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def drill(run: Path, *overrides: str, kills: int) -> list[str]:
-    """The lines that tests/drill.py prints."""
+def drill(folder: Path, *overrides: str, steps: int, kills: int) -> list[str]:
+    """Trains `killed` and `whole`, which writes one checkpoint; the lines that tests/drill.py prints of the former."""
+    settings = [*SETTINGS, *overrides, f"trainer.max_steps={steps}"]
+    whole = [*settings, f"callbacks.checkpoints.every_n_steps={steps}"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.drill", str(kills), "7", f"run_dir={run}", *SETTINGS, *overrides],
+        [
+            sys.executable, "-m", "tests.drill", str(kills), "7",
+            f"run_dir={folder / 'killed'}", *settings, "--", f"run_dir={folder / 'whole'}", *whole,
+        ],
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith(("killed", "ended"))]
-    assert lines[-1] == "ended with 0", done.stderr[-3000:]
-    return lines[:-1]
+    assert lines[-2:] == ["ended with 0"] * 2, done.stderr[-3000:]
+    return lines[:-2]
 
 
 def tensors(node: Any, path: str = "") -> dict[str, torch.Tensor]:
@@ -57,20 +62,18 @@ def assert_same(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("background", "kills"), [("false", 10), ("true", 4)])
 def test_kills_change_nothing(tmp_path: Path, background: str, kills: int) -> None:
-    steps = ["data.batch_size=2", "trainer.max_steps=50", f"trainer.background_checkpoints={background}"]
-    killed = drill(tmp_path / "killed", *steps, kills=kills)
+    settings = ["data.batch_size=2", f"trainer.background_checkpoints={background}"]
+    killed = drill(tmp_path, *settings, steps=50, kills=kills)
     assert len(killed) == kills
     assert "killed while writing" in killed
-    drill(tmp_path / "whole", *steps, "callbacks.checkpoints.every_n_steps=50", kills=0)
     assert_same(state(tmp_path / "killed"), state(tmp_path / "whole"))
 
 
 @pytest.mark.slow
 def test_kills_of_sharded_checkpoints_change_nothing(tmp_path: Path) -> None:
-    steps = ["data.batch_size=1", "trainer.max_steps=16", "strategy=fsdp", "trainer.devices=2"]
-    killed = drill(tmp_path / "killed", *steps, kills=3)
+    settings = ["data.batch_size=1", "strategy=fsdp", "trainer.devices=2"]
+    killed = drill(tmp_path, *settings, steps=16, kills=3)
     assert "killed while writing" in killed
-    drill(tmp_path / "whole", *steps, "callbacks.checkpoints.every_n_steps=16", kills=0)
     assert_same(state(tmp_path / "killed"), state(tmp_path / "whole"))
     left = list((tmp_path / "killed/checkpoints").iterdir())
     assert len(left) == 2  # the state and its name: what the kills left is gone

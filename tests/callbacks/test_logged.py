@@ -67,7 +67,7 @@ def test_peak_is_a_rate() -> None:
 
 def test_precision_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, name in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("rfdit.training.trainer.multiplies_bf16_fast", lambda device, fast=fast: fast)
+        monkeypatch.setattr("rfdit.training.device.multiplies_bf16_fast", lambda device, fast=fast: fast)
         assert pick_precision("auto", torch.device("cpu")) == name
 
 

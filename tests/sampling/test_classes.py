@@ -1,11 +1,13 @@
 """Classes by number and by name."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rfdit.config import composed, register
 from rfdit.sampling.classes import captions, class_names, read_labels
 
 NAMES = ["tench, Tinca tinca", "crane", "golden retriever", "crane"]
@@ -88,3 +90,12 @@ class TestWhereNamesComeFrom:
 def test_captions() -> None:
     assert captions([2, 0], NAMES) == ["2: golden retriever", "0: tench, Tinca tinca"]
     assert captions([2, 0], None) == ["2", "0"]
+
+
+def test_the_run_in_the_documentation_composes() -> None:
+    document = (Path(__file__).parents[2] / "docs/sampling.md").read_text()
+    (words,) = re.findall(r"^python train\.py (.*)$", document, re.MULTILINE)
+    register()
+    config = composed("train", words.split())
+    assert config["run_dir"] == "outputs/fashion"
+    assert config["data"]["shards"] == "fashion"
