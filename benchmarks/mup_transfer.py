@@ -17,6 +17,7 @@ NaN. Writes mup_transfer.csv, which a second run goes on with, and from it image
 import argparse
 import csv
 import gc
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,7 @@ class Data:
 class Setting:
     """What all models have in common; what was measured otherwise is measured again."""
 
+    data: str  # a digest of the latents
     patch: int
     batch: int
     steps: int
@@ -106,6 +108,12 @@ class Row(Point):
     @property
     def point(self) -> Point:
         return Point(**{field.name: getattr(self, field.name) for field in fields(Point)})
+
+
+def digest(folder: Path) -> str:
+    """Of what encoded the latents, and of how many there are."""
+    sizes = "".join(f"{file.name} {file.stat().st_size}\n" for file in sorted(folder.glob("*.tar")))
+    return hashlib.sha256((folder / MANIFEST).read_bytes() + sizes.encode()).hexdigest()[:12]
 
 
 def read_latents(folder: Path, device: torch.device) -> Data:
@@ -345,6 +353,7 @@ def main() -> None:
     device = torch.device(name)
     if args.precision == "auto":
         args.precision = "bf16" if multiplies_bf16_fast(device) else "fp32"
+    args.data = digest(args.latents)
     setting = Setting(**{field.name: getattr(args, field.name) for field in fields(Setting)})
     file = args.out / "mup_transfer.csv"
     args.out.mkdir(parents=True, exist_ok=True)

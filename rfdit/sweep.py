@@ -88,8 +88,8 @@ def is_done(folder: Path, config: dict[str, Any]) -> RunState | None:
 def finish_trained(folder: Path, config: dict[str, Any]) -> RunState | None:
     """Marks a point as finished whose last checkpoint has all its steps; None for any other.
 
-    A signal after the last step leaves such a point. What was to follow that step, an evaluation say, is
-    missing, and said to be.
+    A signal after the last step leaves such a point. An evaluation that was due then is missing: it is said
+    to be, and an earlier one does not stand in for it.
     """
     last = folder / "checkpoints" / "last.ckpt"
     if finished_run(folder) is not None or not last.exists():
@@ -97,20 +97,26 @@ def finish_trained(folder: Path, config: dict[str, Any]) -> RunState | None:
     saved = read_checkpoint(last, weights=False)
     if not saved.step >= config["trainer"]["max_steps"] > 0 or changed_settings(saved.config, config):
         return None
-    metrics = {
-        name: float(value)
+    last_values = {
+        name: (int(row["step"]), float(value))
         for row in read_metrics(folder / "metrics.csv")
         for name, value in row.items()
         if value and name != "step"
     }
+    stale = {n for n, (at, _) in last_values.items() if n.startswith("eval/") and at < saved.step - 1}
+    metrics = {name: value for name, (_, value) in last_values.items() if name not in stale}
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         mark_finished(folder, step=saved.step, metrics=metrics)
-        print(
-            f"{folder} was stopped after its last step; an evaluation that was due then is missing, which "
-            f"python sample.py ckpt={folder} eval=... can make",
-            flush=True,
-        )
+        print(f"{folder} was stopped after its last step, {_without(folder, stale)}", flush=True)
     return RunState("finished", step=saved.step, metrics=metrics)
+
+
+def _without(folder: Path, stale: set[str]) -> str:
+    """What a point lacks that was stopped after its last step."""
+    if not stale:
+        return "and lacks nothing that is known of"
+    command = shlex.join(["python", "sample.py", f"ckpt='{folder}'", "eval=quick"])
+    return f"and lacks that step's {', '.join(sorted(stale))}, which sample.py can make: {command} ..."
 
 
 def run_point(folder: Path, run: Callable[[], float | None]) -> float | None:

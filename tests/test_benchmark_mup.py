@@ -46,7 +46,7 @@ def words(latents: Path, tmp_path: Path) -> list[str]:
 
 def point(mup: ModuleType, **changes: object) -> object:
     settings = {
-        "patch": 4, "batch": 4, "steps": 8, "warmup": 1, "base_width": 16, "draws": 3, "seed": 0,
+        "data": "none", "patch": 4, "batch": 4, "steps": 8, "warmup": 1, "base_width": 16, "draws": 3, "seed": 0,
         "precision": "fp32", "size": "32x1x2", "width": 32, "depth": 1, "heads": 2, "optimizer": "adamw_mup",
         "lr": 1e-2,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rfdit.resolvers import folder_name
 from rfdit.training.checkpoint import read_raw
@@ -81,18 +83,22 @@ def test_a_point_stopped_after_its_last_step_is_finished_by_the_next_start(
     cli: CommandLine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep(cli, "seed=0,1")
-    mark = Path("sweep/seed=0/finished.json")
+    mark, file = Path("sweep/seed=0/finished.json"), Path("sweep/seed=0/metrics.csv")
     before = json.loads(mark.read_text())
     mark.unlink()  # as a signal in the last evaluation leaves it
+    header, first, *others = file.read_text().splitlines()
+    file.write_text("\n".join([f"{header},eval/fid", f"{first},9.0", *(f"{row}," for row in others)]) + "\n")
     capsys.readouterr()
     sweep(cli, "seed=0,1")
     printed = capsys.readouterr().out
-    assert (
-        "sweep/seed=0 was stopped after its last step; an evaluation that was due then is missing" in printed
-    )
+    said = next(line for line in printed.splitlines() if "was stopped after its last step" in line)
+    assert "sweep/seed=0 was stopped after its last step, and lacks that step's eval/fid" in said
+    command = shlex.split(said.partition(": ")[2].removesuffix(" ..."))
+    assert OverridesParser.create().parse_overrides(command[2:])[0].value() == "sweep/seed=0"
     assert "sweep in sweep: 2 finished, 0 failed, 0 unfinished" in printed
     after = json.loads(mark.read_text())
     assert after["step"] == 3
+    assert "eval/fid" not in after["metrics"]
     assert after["metrics"]["train/loss"] == pytest.approx(before["metrics"]["train/loss"], rel=1e-6)
 
 

@@ -95,8 +95,9 @@ class ShardCaptions:
 class ShardLabels:
     """The class labels of tar shards, in their order, repeated if they are too few.
 
-    So that pictures have the classes of a reference set as often as its images do. Shards of images
-    and of cached latents alike will do.
+    So that pictures have the classes of a reference set as often as its images do, if there are as many
+    of them or the shards are not sorted by class: the first labels are taken. Shards of images and of
+    cached latents alike will do.
 
     shards: as `data.shards`. label_key: as of the decoder. cache: as of `TarReader`.
     """

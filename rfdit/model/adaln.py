@@ -1,5 +1,8 @@
 """adaLN: LayerNorm without affine, the condition's scale and shift, and the gate before it."""
 
+import os
+import shutil
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -10,7 +13,25 @@ from torch import Tensor
 
 Tokens = Float[Tensor, "b n d"]
 Vector = Float[Tensor, "b d"]  # one for each sample
-TRITON = find_spec("triton") is not None and torch.version.cuda is not None
+SWITCH = "RFDIT_KERNELS"  # environment variable; 0 does without the kernels
+# Triton builds its launcher with a C compiler.
+TRITON = (
+    torch.version.cuda is not None
+    and find_spec("triton") is not None
+    and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+    and os.environ.get(SWITCH) != "0"
+)
+
+
+def warn_without_kernels(device: torch.device) -> None:
+    """Warns on an NVIDIA GPU that the kernels are not used, and of what is missing."""
+    if device.type == "cuda" and torch.version.cuda and not TRITON and os.environ.get(SWITCH) != "0":
+        lacking = "a C compiler (CC, gcc or clang)" if find_spec("triton") else "the package triton"
+        warnings.warn(
+            f"adaLN is computed without its kernels, which takes longer, since {lacking} is missing; install it, or "
+            f"set {SWITCH}=0",
+            stacklevel=2,
+        )
 
 
 def modulated_norm(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
@@ -20,7 +41,10 @@ def modulated_norm(x: Tokens, shift: Vector, scale: Vector) -> Tokens:
 
 
 def norm_of(x: Tokens, shift: Vector, scale: Vector) -> tuple[Tokens, Tokens]:
-    """(x, its `modulated_norm`). Go on with the x that is returned: then gradients meet in one kernel."""
+    """(x, its `modulated_norm`). Go on with the x that is returned: then gradients meet in one kernel.
+
+    The kernels have no second derivatives.
+    """
     if _has_kernels(x):
         return _Normed.apply(x, shift, scale)
     return x, modulated_norm(x, shift, scale)

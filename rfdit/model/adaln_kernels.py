@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 EPS = 1e-6
+# The widest tokens of which a backward pass loads two ahead: more would not fit into every GPU's shared memory.
+WIDE = 2048
 # Tokens of a sample that one program of a backward pass walks over: few make many partial sums to add up
 # afterwards, many leave too few programs for a GPU.
 WALK = 32
@@ -59,7 +61,7 @@ def _forward(
 @no_type_check
 def _backward(
     dh, dx_out, x, y, gate, scale, mean, rstd, dx, dy, sums, tokens, gate_stride, scale_stride,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WALK: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, WALK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     sample, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = tl.arange(0, BLOCK)
@@ -71,7 +73,7 @@ def _backward(
     if GATED:
         opened = _load(gate, sample * gate_stride, columns, inside)
     first = part * WALK
-    for token in tl.range(first, min(first + WALK, tokens), num_stages=3):  # loads run two tokens ahead
+    for token in tl.range(first, min(first + WALK, tokens), num_stages=AHEAD + 1):
         row = sample * tokens + token
         value = _load(x, row * WIDTH, columns, inside)
         if GATED:
@@ -102,6 +104,11 @@ def _warps(block: int) -> int:
     return max(1, min(16, block // 512))
 
 
+def _in_rows(vectors: Tensor) -> Tensor:
+    """One number after the other, as kernels read them."""
+    return vectors if vectors.stride(-1) == 1 else vectors.contiguous()
+
+
 def _device_of(x: Tensor) -> AbstractContextManager[object]:
     """Triton starts kernels on the current GPU, wherever their tensors are."""
     return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
@@ -112,6 +119,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x', h, mean, rstd); x' is empty without a gate."""
     b, n, d = x.shape
+    gate, shift, scale = None if gate is None else _in_rows(gate), _in_rows(shift), _in_rows(scale)
     gated = y is not None and gate is not None
     x_out = torch.empty_like(x) if gated else x.new_empty(0)
     h = torch.empty_like(x, dtype=dtype)
@@ -121,7 +129,8 @@ def forward(
     with _device_of(x):
         _forward[(b * n,)](
             x, x if y is None else y, some, shift, scale, x_out, h, mean, rstd, n,
-            some.stride(0), shift.stride(0), scale.stride(0), d, block, gated, EPS, num_warps=_warps(block),
+            some.stride(0), shift.stride(0), scale.stride(0), d, block, gated, EPS,
+            num_warps=_warps(block), enable_fp_fusion=True,
         )  # fmt: skip
     return x_out, h, mean, rstd
 
@@ -135,6 +144,7 @@ def backward(
     Without a gate y's is empty, and the gate's is not written.
     """
     b, n, d = x.shape
+    gate, scale = None if gate is None else _in_rows(gate), _in_rows(scale)
     gated = y is not None and gate is not None
     dx = torch.empty_like(x)
     dy = torch.empty_like(x if y is None else y) if gated else x.new_empty(0)
@@ -145,6 +155,7 @@ def backward(
     with _device_of(x):
         _backward[(b, parts)](
             dh, dx_out, x, x if y is None else y, some, scale, mean, rstd, dx, dy, sums, n,
-            some.stride(0), scale.stride(0), d, block, gated, WALK, num_warps=_warps(block),
+            some.stride(0), scale.stride(0), d, block, gated, WALK, 2 if block <= WIDE else 0,
+            num_warps=_warps(block), enable_fp_fusion=True,
         )  # fmt: skip
     return dx, dy, sums.sum(1)

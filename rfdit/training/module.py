@@ -14,6 +14,7 @@ from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Batch
 from rfdit.conditioning import drop_condition
 from rfdit.images import to_float
+from rfdit.model.adaln import warn_without_kernels
 from rfdit.model.backbone import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import FlowLoss, VelocityMatching
@@ -83,6 +84,7 @@ class FlowModule(L.LightningModule):
             self.sharded = True
 
     def on_fit_start(self) -> None:
+        warn_without_kernels(self.device)
         if self.compile_blocks:
             assert isinstance(self.network.backbone, nn.Module)
             compile_blocks(self.network.backbone)

@@ -130,10 +130,18 @@ def _damaged(path: Path, part: str) -> str:
     return f"ckpt={path} is damaged: {part} in it is not what was written; take another checkpoint"
 
 
+def _sum_of(file: Path) -> int | None:
+    """None for a file that cannot be read: the other ranks wait to hear of it."""
+    try:
+        return crc32_of(file)
+    except OSError:
+        return None
+
+
 def _check_sums(path: Path, sums: dict[str, int], *, together: bool) -> None:
     """Raises ValueError for a file with another checksum; of ranks together, each reads its share."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-    changed = [name for name in sorted(sums)[rank::ranks] if crc32_of(path / name) != sums[name]]
+    changed = [name for name in sorted(sums)[rank::ranks] if _sum_of(path / name) != sums[name]]
     if together:
         of_ranks: list[list[str]] = [[]] * ranks
         dist.all_gather_object(of_ranks, changed)

@@ -169,7 +169,8 @@ def test_distances_are_those_of_torch_fidelity_s_command(
     with pytest.warns(UserWarning, match="100 generated images and 2048 features"):
         values = measurement.compute()
     assert values["fid"] == pytest.approx(wanted["frechet_inception_distance"], rel=1e-3)
-    assert values["kid"] == pytest.approx(wanted["kernel_inception_distance_mean"], rel=1e-3)
+    # A difference of sums near one: what is left below 1e-6 is how their products were rounded.
+    assert values["kid"] == pytest.approx(wanted["kernel_inception_distance_mean"], rel=1e-3, abs=1e-6)
     assert values["precision"] == pytest.approx(
         wanted["precision"], abs=0.011
     )  # one picture, at a ball's border

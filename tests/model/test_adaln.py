@@ -63,6 +63,15 @@ def test_they_agree_with_the_formula_in_double_precision(
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_vectors_may_lie_in_any_order(kernels: None) -> None:
+    given = inputs(5, 16)
+    usual = outputs_and_gradients(given, gated=True)
+    given |= {name: given[name].t().contiguous().t() for name in ("gate", "shift", "scale")}
+    assert given["gate"].stride(-1) != 1
+    for ours, theirs in zip(outputs_and_gradients(given, gated=True), usual):
+        torch.testing.assert_close(ours, theirs)
+
+
 def layer_norm_in_double(x: Tensor, shape: torch.Size, eps: float) -> Tensor:
     """`modulated_norm` asks for float32; this keeps the double precision of what it is given."""
     x = x.double()
