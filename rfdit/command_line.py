@@ -24,9 +24,8 @@ def explain_errors(config_name: str, *also: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if os.environ.get("RFDIT_TRACEBACK") or not isinstance(
-            error, (HydraException, OmegaConfBaseException, *also)
-        ):
+        known = isinstance(error, (HydraException, OmegaConfBaseException, *also)) or _of_null_group(error)
+        if os.environ.get("RFDIT_TRACEBACK") or not known:
             raise
         raise SystemExit(f"error: {sentence(error, config_name)}") from None
 
@@ -36,6 +35,8 @@ def sentence(error: Exception, config_name: str) -> str:
     text = str(error).strip()
     if text.startswith("Caught "):  # in a DataLoader worker, with its traceback as text
         text = text.splitlines()[-1].partition(": ")[2]
+    if _of_null_group(error):
+        return "null is no option of a group of settings; leave that group out, or write ~GROUP to remove it"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return f"{unknown[1]} is no setting{_suggest(unknown[1], config_name)}"
     if option := re.search(r"Could not find '([^']+)'\s+Available options in '[^']+':\n((?:\t.*\n?)+)", text):
@@ -46,6 +47,11 @@ def sentence(error: Exception, config_name: str) -> str:
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
+
+
+def _of_null_group(error: Exception) -> bool:
+    """Whether this is what Hydra says of GROUP=null, without naming the group."""
+    return isinstance(error, ValueError) and str(error).startswith("Config group override must be")
 
 
 def _suggest(path: str, config_name: str) -> str:

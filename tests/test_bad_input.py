@@ -28,6 +28,13 @@ def test_unknown_option_lists_the_options(cli: CommandLine) -> None:
     assert cli.error("train", "model=unet") == "model=unet does not exist; choose from dit, mmdit"
 
 
+def test_a_group_is_not_set_to_null(cli: CommandLine) -> None:
+    message = cli.error("train", "text_encoder=null")
+    assert message == (
+        "null is no option of a group of settings; leave that group out, or write ~GROUP to remove it"
+    )
+
+
 def test_wrong_types_are_reported_together(cli: CommandLine) -> None:
     message = cli.error("train", "data.batch_size=many", "optimizer.lr=fast")
     assert "data.batch_size='many' is a str, and it takes" in message

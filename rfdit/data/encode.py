@@ -113,7 +113,7 @@ def frozen_text_encoder(node: dict[str, Any] | None) -> TextEncoder | None:
     if isinstance(encoder, nn.Module) and any(p.requires_grad for p in encoder.parameters()):
         raise ValueError(
             f"text_encoder={type(encoder).__name__} is trained with the model, so its features cannot be "
-            "cached; use text_encoder=null, and captions are encoded while training"
+            "cached; leave text_encoder out, and captions are encoded while training"
         )
     return encoder
 

@@ -75,8 +75,8 @@ class Encoders:
         captions = [sample.files["txt"].decode() for sample in samples if "txt" in sample.files]
         if len(captions) < len(samples):
             raise ValueError(
-                "text_encoder is set and the data has no captions; set data.decoder.caption_key, or "
-                "text_encoder=null"
+                "text_encoder is set and the data has no captions; set data.decoder.caption_key, or leave "
+                "text_encoder out"
             )
         return encoder(captions, device=self.device).map(torch.Tensor.cpu)
 

@@ -360,7 +360,7 @@ def test_latents_are_not_encoded_again(write_numbered: WriteNumbered, tmp_path: 
 def test_text_features_need_captions(write_numbered: WriteNumbered, tmp_path: Path) -> None:
     text = {"_target_": "tests.data.test_encode.Lengths"}
     decoder = {"_target_": "rfdit.data.decode.SampleDecoder", "caption_key": None}
-    with pytest.raises(ValueError, match=r"set data\.decoder\.caption_key, or text_encoder=null"):
+    with pytest.raises(ValueError, match=r"set data\.decoder\.caption_key, or leave text_encoder out"):
         encode(settings(write_numbered([1]), tmp_path / "out", text_encoder=text, data__decoder=decoder))
 
 
