@@ -32,20 +32,35 @@ NUMBERS = (
 )
 
 
+# Settings of how a run is watched and fed, which stand behind what came of it.
+ASIDE = ("callbacks.", "logger.", "data.num_workers")
+
+
 def heads(swept: Sequence[str], columns: Sequence[Column]) -> list[Head]:
     """Those of every report, one for each setting in which runs differ, and one for each metric and protocol."""
-    settings = (Head(name, "as it was set; nothing where it was not") for name in swept)
+    before, after = _around(swept)
     metrics = (Head(column.title, "the last; protocol below", ".4g") for column in columns)
-    return [*NAMES, *settings, *NUMBERS, *metrics]
+    return [*NAMES, *map(_setting, before), *NUMBERS, *metrics, *map(_setting, after)]
+
+
+def _setting(name: str) -> Head:
+    return Head(name, "as it was set; nothing where it was not")
+
+
+def _around(swept: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings that stand before the numbers, and those behind them."""
+    aside = [name for name in swept if name.startswith(ASIDE)]
+    return [name for name in swept if name not in aside], aside
 
 
 def row(run: Run, swept: Sequence[str], columns: Sequence[Column]) -> list[Value]:
     """A run's values, in the order of `heads`; None where it has none."""
+    before, after = _around(swept)
     last = [series[-1][1] if (series := column.series(run)) else None for column in columns]
     return [
         run.name,
         run.state.name,
-        *map(run.settings.get, swept),
+        *map(run.settings.get, before),
         run.cost.parameters if run.cost else None,
         run.cost.gmacs if run.cost else None,
         run.images_per_second,
@@ -54,6 +69,7 @@ def row(run: Run, swept: Sequence[str], columns: Sequence[Column]) -> list[Value
         run.train_loss,
         run.val_loss,
         *last,
+        *map(run.settings.get, after),
     ]
 
 

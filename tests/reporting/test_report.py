@@ -60,6 +60,15 @@ def test_numbers_are_those_of_the_folder(make_run: MakeRun, tmp_path: Path) -> N
         assert Image.open(tmp_path / f"out/report_{name}.png").size[0] > 600
 
 
+def test_settings_of_the_watch_stand_behind_the_numbers(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("a", "patch=p4", "data.num_workers=1")
+    make_run("b", "patch=p8", "data.num_workers=2")
+    _, rows = report(make_run, tmp_path)
+    titles = list(rows[0])
+    assert titles.index("patch") < titles.index("parameters") < titles.index("data.num_workers")
+    assert (rows[0]["data.num_workers"], rows[1]["data.num_workers"]) == ("1", "2")
+
+
 def test_the_page_needs_nothing_beside_it(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("a")
     page, _ = report(make_run, tmp_path)
