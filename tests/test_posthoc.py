@@ -12,7 +12,8 @@ from tests.command_line import CommandLine
 STEPS = 24
 POWER = [
     "ema=power", "callbacks.ema.snapshots.every_n_steps=3", f"trainer.max_steps={STEPS}", "optimizer.lr=1e-2",
-    "schedule.warmup_steps=0", "+callbacks.ema.profiles.exact={_target_: rfdit.ema.PowerFunction, std: 0.12}",
+    "schedule.warmup_steps=0", "callbacks.ema.every_n_steps=1",
+    "+callbacks.ema.profiles.exact={_target_: rfdit.ema.PowerFunction, std: 0.12}",
 ]  # fmt: skip
 
 
@@ -100,8 +101,9 @@ def test_mistakes_end_in_one_sentence(cli: CommandLine, run: SavedRun) -> None:
 
 def test_averages_that_began_apart_are_not_mixed(cli: CommandLine) -> None:
     """A profile that was added when a run was resumed knows nothing of the steps before."""
-    cli.train("run_dir=run", "trainer.max_steps=2", "ema=power", "callbacks.ema.profiles.power_05=null")
-    cli.train("run_dir=run", "trainer.max_steps=4", "ema=power", "ckpt=last")
+    power = "ema=power", "callbacks.ema.every_n_steps=2"
+    cli.train("run_dir=run", "trainer.max_steps=3", *power, "callbacks.ema.profiles.power_05=null")
+    cli.train("run_dir=run", "trainer.max_steps=6", *power, "ckpt=last")
     assert cli.error("posthoc", "ckpt=run", "std=0.1") == (
-        "run/ema has averages that began apart (power_10 at step 0, power_05 at step 2); move all but one kind away"
+        "run/ema has averages that began apart (power_10 at step 0, power_05 at step 3); move all but one kind away"
     )

@@ -12,10 +12,11 @@ from rfdit.training.module import FlowModule
 
 
 class EMA(L.Callback):
-    """Owns a frozen float32 copy of the network per profile, moved towards it after every optimiser step.
+    """Owns a frozen float32 copy of the network per profile, moved towards it as it is trained.
 
     profiles: by name; None leaves one out. The first is evaluated in the weights' place, and nothing
         is ever swapped.
+    every_n_steps: optimiser steps between updates, which then stand for all of them (`Averages`).
     snapshots: stores the power function profiles now and then, for `python -m rfdit.posthoc`.
 
     The copies are made before a strategy shards the network, and are the strategy's to shard in the
@@ -23,9 +24,18 @@ class EMA(L.Callback):
     updated in a callback's hook, which runs before checkpoints are written.
     """
 
-    def __init__(self, *, profiles: dict[str, Profile | None], snapshots: Snapshots | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        profiles: dict[str, Profile | None],
+        every_n_steps: int = 1,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self.profiles = {name: profile for name, profile in profiles.items() if profile is not None}
         _check_names(list(self.profiles))
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.ema.every_n_steps={every_n_steps} must be at least 1")
+        self.every_n_steps = every_n_steps
         self.powers = {n: p.std for n, p in self.profiles.items() if isinstance(p, PowerFunction)}
         if snapshots is not None and not self.powers:
             raise ValueError(
@@ -47,7 +57,12 @@ class EMA(L.Callback):
         if stage != "fit":
             return
         assert isinstance(pl_module, FlowModule)
-        self._averages = Averages(network=pl_module.network, profiles=self.profiles)
+        if 0 <= trainer.max_steps < self.every_n_steps:
+            raise ValueError(
+                f"callbacks.ema.every_n_steps={self.every_n_steps} is more than trainer.max_steps={trainer.max_steps}, "
+                "so that no average would ever move; use fewer"
+            )
+        self._averages = Averages(network=pl_module.network, profiles=self.profiles, every=self.every_n_steps)
         self.networks = pl_module.averages = self._averages.networks
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,7 +98,7 @@ class EMA(L.Callback):
         """A snapshot of each power function profile that has seen a step."""
         for name, std in self.powers.items():
             if updates := averages.updates[name]:
-                snapshot = Snapshot(name, std, updates, trainer.global_step)
+                snapshot = Snapshot(name, std, updates, trainer.global_step - averages.waiting[name])
                 snapshots.write(snapshot, averages.trained_part(name), writes=trainer.is_global_zero)
 
     def on_save_checkpoint(

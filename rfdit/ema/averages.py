@@ -1,6 +1,7 @@
 """The averaged copies of a network, sharded as it is or whole."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,20 +14,23 @@ from rfdit.network import Network
 
 
 class Averages:
-    """Frozen float32 copies of a network, one per profile, moved towards it after every step.
+    """Frozen float32 copies of a network, one per profile, moved towards it as it is trained.
 
+    every: steps between updates; each takes the weights of its own step in for all of them, with the
+        share that those steps have in the profile. Reads and writes of the copies are what averages
+        cost, so that they cost 1 / every of it.
     networks: by the profiles' names. Their parameters may be made DTensors after this, if the
         network's are in the same way; then every rank updates its own shards and none communicates.
-    updates: how many each has had.
+    updates: how many steps each has in it. waiting: how many have been taken since.
     trained: names of the parameters that change; the rest is copied once, in `start`.
     """
 
-    def __init__(self, *, network: Network, profiles: Mapping[str, Profile]) -> None:
-        self.profiles = profiles
+    def __init__(self, *, network: Network, profiles: Mapping[str, Profile], every: int = 1) -> None:
+        self.profiles, self.every = profiles, every
         self.networks: dict[str, Network] = {
             name: copy.deepcopy(network).float().requires_grad_(False).eval() for name in profiles
         }
-        self.updates = dict.fromkeys(profiles, 0)
+        self.updates, self.waiting = dict.fromkeys(profiles, 0), dict.fromkeys(profiles, 0)
         self.trained = [name for name, p in network.named_parameters() if p.requires_grad]
         self._weights: list[Tensor] = []
         self._means: dict[str, list[Tensor]] = {}
@@ -45,26 +49,42 @@ class Averages:
         for name, average in self.networks.items():
             known = saved.get(name)
             self.updates[name] = known["updates"] if known else 0
+            self.waiting[name] = known.get("waiting", 0) if known else 0
             _copy(known["network"] if known else network.state_dict(), average.state_dict())
             self._means[name] = [p for p, follow in zip(average.parameters(), trained) if follow]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes one step's weights into every average: one foreach call each."""
-        weights = [local(weight).float() for weight in self._weights]
-        for name, profile in self.profiles.items():
-            self.updates[name] += 1
-            rate = profile.rate(self.updates[name])
-            torch._foreach_lerp_([local(mean) for mean in self._means[name]], weights, rate)
+        """One step has been taken: moves every average whose turn it is, by one foreach call."""
+        for name in self.profiles:
+            self.waiting[name] += 1
+        due = [name for name, waiting in self.waiting.items() if waiting >= self.every]
+        weights = [local(weight).float() for weight in self._weights] if due else []
+        for name in due:
+            means = [local(mean) for mean in self._means[name]]
+            torch._foreach_lerp_(means, weights, self._share_of_waiting(name))
+
+    def _share_of_waiting(self, name: str) -> float:
+        """The share that new weights have which stand for all waiting steps; none waits after this."""
+        first = self.updates[name] + 1
+        self.updates[name], self.waiting[name] = self.updates[name] + self.waiting[name], 0
+        rate = self.profiles[name].rate
+        if first == self.updates[name]:
+            return rate(first)
+        return 1 - math.prod(1 - rate(step) for step in range(first, self.updates[name] + 1))
 
     def trained_part(self, name: str) -> dict[str, Tensor]:
         """The parameters of an average that change, by their names in the network."""
         return dict(zip(self.trained, self._means[name]))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """By profile, `updates` and `network`, a state dict."""
+        """By profile, `updates`, `waiting` and `network`, a state dict."""
         return {
-            name: {"updates": self.updates[name], "network": network.state_dict()}
+            name: {
+                "updates": self.updates[name],
+                "waiting": self.waiting[name],
+                "network": network.state_dict(),
+            }
             for name, network in self.networks.items()
         }
 

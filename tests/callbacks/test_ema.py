@@ -42,6 +42,7 @@ class FakeTrainer(L.Trainer):
 
     global_step = 0  # type: ignore[assignment]
     is_global_zero = True  # type: ignore[assignment]
+    max_steps = -1  # type: ignore[assignment]
 
     def __init__(self) -> None:
         pass
@@ -203,10 +204,12 @@ def halves(run: str) -> dict[Snapshot, dict[str, torch.Tensor]]:
     return {snapshot: load_file(path) for path, snapshot in read_snapshots(Path(run, "ema")).items()}
 
 
-def test_a_resumed_run_ends_bit_equal_with_several_profiles(cli: CommandLine) -> None:
-    """Checkpoints and snapshots, from the command line."""
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_resumed_run_ends_bit_equal_with_several_profiles(cli: CommandLine, every: int) -> None:
+    """Checkpoints and snapshots, from the command line; the first part may end between two updates."""
     power = [
         "ema=power",
+        f"callbacks.ema.every_n_steps={every}",
         "callbacks.ema.snapshots.every_n_steps=2",
         "trainer.precision=fp32",
         "schedule=constant",
@@ -220,8 +223,9 @@ def test_a_resumed_run_ends_bit_equal_with_several_profiles(cli: CommandLine) ->
     assert_equal(whole, saved("parts"))
     both = halves("whole")
     assert [snapshot.step for snapshot in both] == [2, 4, 6, 2, 4, 6]
-    # The first part has one where it ended.
+    # The first part has one where it ended, if its last step was taken in.
     assert_equal(both, {mark: value for mark, value in halves("parts").items() if mark.step != 3})
+    assert (every == 1) == any(mark.step == 3 for mark in halves("parts"))
 
 
 def test_settings_of_a_profile(cli: CommandLine) -> None:
@@ -241,5 +245,12 @@ def test_settings_of_a_profile(cli: CommandLine) -> None:
 
 
 def test_only_power_functions(cli: CommandLine) -> None:
-    cli.train("run_dir=run", "ema=power", "callbacks.ema.profiles.ema=null", "trainer.max_steps=1")
+    one = "callbacks.ema.profiles.ema=null", "trainer.max_steps=1"
+    assert cli.error("train", "run_dir=run", "ema=power", *one) == (
+        "callbacks.ema.every_n_steps=4 is more than trainer.max_steps=1, so that no average would ever move; use fewer"
+    )
+    assert cli.error("train", "run_dir=run", "ema=power", *one, "callbacks.ema.every_n_steps=0") == (
+        "callbacks.ema.every_n_steps=0 must be at least 1"
+    )
+    cli.train("run_dir=run", "ema=power", *one, "callbacks.ema.every_n_steps=1")
     assert list(saved("run")["ema"]) == ["power_05", "power_10"]

@@ -1,5 +1,6 @@
 """Averages are the sums that their profiles say, over all steps."""
 
+import copy
 import math
 
 import pytest
@@ -108,3 +109,53 @@ def test_averages_follow_their_profiles() -> None:
         torch.testing.assert_close(average.backbone.weight.double(), expected, rtol=1e-5, atol=1e-5)  # type: ignore[attr-defined]
         assert torch.equal(average.conditioner.table.weight, labels.table.weight)  # type: ignore[attr-defined]
         assert averages.updates[name] == 30
+
+
+@pytest.mark.parametrize("every", [2, 3, 4])
+def test_an_update_stands_for_the_steps_since_the_last(every: int) -> None:
+    """The weights of every n-th step weigh as much as all n; saved and restored between two updates."""
+    network = Network(
+        backbone=nn.Linear(3, 4), conditioner=LabelConditioner(num_classes=3, width=4).requires_grad_(False)
+    )
+    profiles = {"fixed": FixedDecay(decay=0.8), "power": PowerFunction(std=0.12)}
+    averages = Averages(network=network, profiles=profiles, every=every)
+    averages.start(network, {})
+    weight = network.backbone.weight  # type: ignore[attr-defined]
+    seen = [weight.detach().double()]
+    for step in range(1, 26):
+        with torch.no_grad():
+            weight.add_(torch.randn_like(weight))
+        seen.append(weight.detach().double())
+        averages.update()
+        if step == 5:
+            saved = copy.deepcopy(averages.state_dict())
+            averages = Averages(network=network, profiles=profiles, every=every)
+            averages.start(network, saved)
+    last = 25 - 25 % every
+    for name, profile in profiles.items():
+        assert (averages.updates[name], averages.waiting[name]) == (last, 25 % every)
+        mix = step_weights(profile, last)
+        expected = mix[0] * seen[0]
+        for end in range(every, last + 1, every):
+            expected += mix[end - every + 1 : end + 1].sum() * seen[end]
+        average = averages.networks[name].backbone.weight  # type: ignore[attr-defined]
+        torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_averages_of_fewer_updates_go_on_in_step_after_the_interval_changes() -> None:
+    """A run that is resumed with another interval, and a checkpoint of before there were any."""
+    network = Network(backbone=nn.Linear(3, 4), conditioner=LabelConditioner(num_classes=3, width=4))
+    profiles = {"power": PowerFunction(std=0.12)}
+    averages = Averages(network=network, profiles=profiles, every=4)
+    averages.start(network, {})
+    for _ in range(6):
+        averages.update()
+    assert (averages.updates, averages.waiting) == ({"power": 4}, {"power": 2})
+    often = Averages(network=network, profiles=profiles)
+    often.start(network, averages.state_dict())
+    often.update()
+    assert (often.updates, often.waiting) == ({"power": 7}, {"power": 0})
+    saved = often.state_dict()
+    del saved["power"]["waiting"]
+    averages.start(network, saved)
+    assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 0})
