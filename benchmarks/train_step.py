@@ -223,7 +223,12 @@ def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
         for name, step in steps.items():
             times[name].append(seconds(step, setting.device))
         peaks.append(matmul_peak(setting.device, setting.dtype))
-    peak, operations = statistics.median(peaks), step_operations(setting)
+    report(setting, times, statistics.median(peaks))
+
+
+def report(setting: Setting, times: dict[str, list[float]], peak: float) -> None:
+    """Prints what `times` in seconds come to, against a peak in operations per second."""
+    operations = step_operations(setting)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n{setting}: {operations / 1e9:.1f} GFLOP a step, peak {peak / 1e9:.0f} GFLOP/s")
     for name, median in medians.items():

@@ -26,6 +26,6 @@ def test_it_prints_the_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "S/8 batch 2 fp32" in printed
     shares = [float(share) for share in re.findall(r"([\d.]+)% of the step with them", printed)]
-    assert len(shares) == 2
+    assert len(shares) == 3
     assert all(0 < share < 100 for share in shares)
     monkeypatch.delitem(sys.modules, "train_step")
