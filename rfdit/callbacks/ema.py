@@ -16,7 +16,8 @@ class EMA(L.Callback):
 
     profiles: by name; None leaves one out. The first is evaluated in the weights' place, and nothing
         is ever swapped.
-    every_n_steps: optimiser steps between updates, which then stand for all of them (`Averages`).
+    every_n_steps: optimiser steps between updates, which then stand for all of them (`Averages`). A
+        snapshot, and the last of `trainer.max_steps`, are updates too.
     snapshots: stores the power function profiles now and then, for `python -m rfdit.posthoc`.
 
     The copies are made before a strategy shards the network, and are the strategy's to shard in the
@@ -57,11 +58,6 @@ class EMA(L.Callback):
         if stage != "fit":
             return
         assert isinstance(pl_module, FlowModule)
-        if 0 <= trainer.max_steps < self.every_n_steps:
-            raise ValueError(
-                f"callbacks.ema.every_n_steps={self.every_n_steps} is more than trainer.max_steps={trainer.max_steps}, "
-                "so that no average would ever move; use fewer"
-            )
         self._averages = Averages(network=pl_module.network, profiles=self.profiles, every=self.every_n_steps)
         self.networks = pl_module.averages = self._averages.networks
 
@@ -85,8 +81,10 @@ class EMA(L.Callback):
         if not self._steps(trainer):
             return
         assert self._averages is not None
-        self._averages.update()
-        if self.snapshots is not None and trainer.global_step % self.snapshots.every_n_steps == 0:
+        stored = self.snapshots is not None and trainer.global_step % self.snapshots.every_n_steps == 0
+        # What is stored, and what a run ends with, has all steps in it.
+        self._averages.update(now=stored or trainer.global_step == trainer.max_steps)
+        if self.snapshots is not None and stored:
             self._store(self.snapshots, self._averages, trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

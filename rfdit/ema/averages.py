@@ -54,11 +54,11 @@ class Averages:
             self._means[name] = [p for p, follow in zip(average.parameters(), trained) if follow]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step has been taken: moves every average whose turn it is, by one foreach call."""
+    def update(self, *, now: bool = False) -> None:
+        """One step has been taken: moves every average whose turn it is, or all `now`, by one foreach call."""
         for name in self.profiles:
             self.waiting[name] += 1
-        due = [name for name, waiting in self.waiting.items() if waiting >= self.every]
+        due = [name for name, waiting in self.waiting.items() if now or waiting >= self.every]
         weights = [local(weight).float() for weight in self._weights] if due else []
         for name in due:
             means = [local(mean) for mean in self._means[name]]
