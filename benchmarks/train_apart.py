@@ -35,6 +35,7 @@ def serve(name: str, setting: Setting, asked: Connection) -> None:
 class Contender:
     """A process that takes steps when asked."""
 
+    name: str
     process: SpawnProcess
     connection: Connection
 
@@ -44,12 +45,15 @@ class Contender:
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(name, setting, there), daemon=True)
         process.start()
-        there.close()  # so that a process that died is an EOFError here
-        return cls(process, here)
+        there.close()  # so that the end of the process is noticed here
+        return cls(name, process, here)
 
     def step(self) -> float:
-        self.connection.send(True)
-        return float(self.connection.recv())
+        try:
+            self.connection.send(True)
+            return float(self.connection.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise SystemExit(f"error: {self.name} has ended; what it said is above") from None
 
     def stop(self) -> None:
         self.connection.send(None)

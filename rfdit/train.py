@@ -131,7 +131,8 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
         check_fp8(device)
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
     check_ranks(devices, nodes)
-    with LocalRanks(command=rank_command(run_dir, config["ckpt"]), count=devices) as ranks:
+    command = rank_command(run_dir, config["ckpt"])
+    with LocalRanks(command=command, count=devices, in_sweep=in_sweep) as ranks:
         training = build_training(config)
         at = "" if resume is None else f" from step {_check_resume(resume, training, config)}"
         if training.trainer.is_global_zero:
@@ -165,14 +166,24 @@ def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> i
 def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:
     """What starts another rank of the Hydra job that runs now: its own settings, in its own folder."""
     job = HydraConfig.get()
-    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    sources = job.runtime.config_sources
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    own = next(source.path for source in sources if source.provider == "main")  # conf/, or --config-path
     # As they were typed: what refers to other settings must do so there too.
     typed: Any = OmegaConf.to_container(job.overrides, resolve=False)
     search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]
     folder = str(run_dir.absolute()).replace("'", r"\'")  # a sweep's folders have = and , in their names
     resume = ["ckpt=last"] if ckpt == "last" else []  # which a sweep gives where nobody typed it
     return [
-        *(sys.executable, "-m", "rfdit.train", "--config-name", str(job.job.config_name)),
+        *(
+            sys.executable,
+            "-m",
+            "rfdit.train",
+            "--config-path",
+            own,
+            "--config-name",
+            str(job.job.config_name),
+        ),
         *(argument for folder in folders for argument in ("--config-dir", folder)),
         *typed["task"],
         *resume,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rfdit
+from tests.test_config import composed
 
 BENCHMARKS = Path(rfdit.__file__).parents[1] / "benchmarks"
 
@@ -19,6 +20,7 @@ def test_it_prints_the_shares(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     benchmark = runpy.run_path(str(BENCHMARKS / "ema.py"))
     monkeypatch.setitem(benchmark["SIZES"], "s", (48, 2, 4))
     setting = benchmark["Setting"]("s", 8, 2, "fp32", torch.device("cpu"), False)
+    assert composed("train", "ema=power")["callbacks"]["ema"]["every_n_steps"] == benchmark["EVERY"]  # type: ignore[index]
     averages = benchmark["started"](setting, benchmark["THREE"])
     averages.update()
     assert averages.updates == {"ema": 1, "power_05": 1, "power_10": 1}

@@ -12,8 +12,7 @@ from tests.command_line import CommandLine
 STEPS = 24
 POWER = [
     "ema=power", "callbacks.ema.snapshots.every_n_steps=3", f"trainer.max_steps={STEPS}", "optimizer.lr=1e-2",
-    "schedule.warmup_steps=0", "callbacks.ema.every_n_steps=1",
-    "+callbacks.ema.profiles.exact={_target_: rfdit.ema.PowerFunction, std: 0.12}",
+    "schedule.warmup_steps=0", "+callbacks.ema.profiles.exact={_target_: rfdit.ema.PowerFunction, std: 0.12}",
 ]  # fmt: skip
 
 

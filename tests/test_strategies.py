@@ -119,17 +119,25 @@ def test_a_checkpoint_goes_on_under_any_strategy(runs: Path) -> None:
     assert_close(
         state(run(runs / "to_ddp", "strategy=ddp", *TWO, f"ckpt={sharded}/checkpoints/last.ckpt")), whole
     )
-    # What a rank holds depends on how many there are: here one, of a state that two have written.
+    # What a rank holds depends on how many there are: here four, in two replicas, of a state that two have
+    # written, and two of what those write.
+    four = ["strategy.replicas=2", "trainer.devices=4", "data.batch_size=1", "trainer.max_steps=17"]
+    by_four = run(runs / "to_four", "strategy=fsdp", *four, f"ckpt={sharded}")
+    assert_close(state(run(runs / "to_two", "strategy=fsdp", *TWO, f"ckpt={by_four}")), whole)
+    # A folder of parts becomes a file.
     (runs / "to_one/checkpoints").mkdir(parents=True)
     for file in (sharded / "checkpoints").iterdir():
         copied = runs / "to_one/checkpoints" / file.name
         copied.symlink_to(os.readlink(file)) if file.is_symlink() else shutil.copytree(file, copied)
     assert_close(state(run(runs / "to_one", FOUR, "ckpt=last")), whole)
-    assert len(list((runs / "to_one/checkpoints").iterdir())) == 1  # one file has taken the folder's place
+    assert len(list((runs / "to_one/checkpoints").iterdir())) == 1
 
 
 def test_sharded_a_resumed_run_is_bit_equal_to_a_whole_one(runs: Path) -> None:
-    options = ["strategy=fsdp", "strategy.meta_init=true", "trainer.background_checkpoints=true", *TWO]
+    options = [
+        "strategy=fsdp", "strategy.meta_init=true", "strategy.reshard_after_forward=false",
+        "trainer.background_checkpoints=true", *TWO,
+    ]  # fmt: skip
     part = run(runs / "part", *options, "trainer.max_steps=10")
     shutil.move(part, runs / "moved")  # a run folder may be moved
     run(runs / "moved", *options, "strategy.replicas=1", "ckpt=last")
@@ -173,6 +181,22 @@ def test_what_looks_into_a_run_sees_whole_networks(tmp_path: Path, precision: st
         for folder in (single, sharded)
     ]
     assert np.abs(grids[0] - grids[1]).max() <= (1 if precision == "fp32" else 24)
+
+
+def test_skipped_steps_gathered_gradients_and_several_averages(tmp_path: Path) -> None:
+    options = [
+        "trainer.max_steps=10", "ema=power", "callbacks.ema.every_n_steps=3", "spikes=median",
+        "callbacks.spikes.window=1", "callbacks.spikes.factor=1.02",
+    ]  # fmt: skip
+    gathered = ["trainer.devices=2", "data.batch_size=1", "trainer.accumulate_grad_batches=2"]
+    single = run(tmp_path / "single", FOUR, *options)
+    skipped = [row["train/skipped_steps"] for row in metrics(single)]
+    assert 1 <= float(skipped[-1]) <= 8
+    for strategy in ("ddp", "fsdp"):
+        spread = run(tmp_path / strategy, f"strategy={strategy}", *gathered, *options)
+        assert [row["train/skipped_steps"] for row in metrics(spread)] == skipped
+        assert curve(spread) == pytest.approx(curve(single), rel=1e-5)
+        assert_close(state(spread), state(single))
 
 
 def test_a_rank_that_fails_ends_the_run_with_what_it_said(tmp_path: Path) -> None:
@@ -243,6 +267,33 @@ def test_a_scheduler_that_places_the_ranks(tmp_path: Path) -> None:
     for task in tasks:
         finish(task)
     assert len(curve(tmp_path / "run")) == 20
+
+
+def test_a_sweep_of_ranks_that_torchrun_has_placed(tmp_path: Path) -> None:
+    """Every point trains on both; after a failure, ranks may be anywhere, and the sweep ends."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    (tmp_path / "failing.py").write_text(
+        "import lightning as L\n"
+        "class Fail(L.Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1 and trainer.optimizers[0].param_groups[0]['lr'] > 1e-4:\n"
+        "            raise ValueError('rank 1 is ill')\n"
+    )
+    command = [
+        *torchrun, str(ROOT / "train.py"), "-m", f"run_dir={tmp_path / 'sweep'}", *SETTINGS, *TWO,
+        "strategy=fsdp", "schedule.warmup_steps=0", "trainer.max_steps=2", "optimizer.lr=1e-5,2e-5,1e-3,3e-5",
+        "+callbacks.fail._target_=failing.Fail",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment() | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    output = finish(process, 1)
+    assert "rank 1 is ill" in output
+    assert "the sweep ends here" in output
+    for rate in ("1e-05", "2e-05"):
+        assert len(curve(tmp_path / f"sweep/optimizer.lr={rate}")) == 2
+    assert not (tmp_path / "sweep/optimizer.lr=3e-05").exists()
 
 
 def test_ranks_that_the_replicas_do_not_divide(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.ema import Averages, PowerFunction, Profile, Snapshots
@@ -16,8 +17,8 @@ class EMA(L.Callback):
 
     profiles: by name; None leaves one out. The first is evaluated in the weights' place, and nothing
         is ever swapped.
-    every_n_steps: optimiser steps between updates, which then stand for all of them (`Averages`). A
-        snapshot, and the last of `trainer.max_steps`, are updates too.
+    every_n_steps: updates are at multiples of it, each for all steps since the last (`Averages`); also at
+        the steps of snapshots and at the last of `trainer.max_steps`.
     snapshots: stores the power function profiles now and then, for `python -m rfdit.posthoc`.
 
     The copies are made before a strategy shards the network, and are the strategy's to shard in the
@@ -58,7 +59,7 @@ class EMA(L.Callback):
         if stage != "fit":
             return
         assert isinstance(pl_module, FlowModule)
-        self._averages = Averages(network=pl_module.network, profiles=self.profiles, every=self.every_n_steps)
+        self._averages = Averages(network=pl_module.network, profiles=self.profiles)
         self.networks = pl_module.averages = self._averages.networks
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,9 +82,10 @@ class EMA(L.Callback):
         if not self._steps(trainer):
             return
         assert self._averages is not None
-        stored = self.snapshots is not None and trainer.global_step % self.snapshots.every_n_steps == 0
+        step = trainer.global_step
+        stored = self.snapshots is not None and step % self.snapshots.every_n_steps == 0
         # What is stored, and what a run ends with, has all steps in it.
-        self._averages.update(now=stored or trainer.global_step == trainer.max_steps)
+        self._averages.update(due=step % self.every_n_steps == 0 or stored or step == trainer.max_steps)
         if self.snapshots is not None and stored:
             self._store(self.snapshots, self._averages, trainer)
 
@@ -91,6 +93,11 @@ class EMA(L.Callback):
         assert self._averages is not None
         if self.snapshots is not None:
             self._store(self.snapshots, self._averages, trainer)
+        if not any(self.updates.values()) and any(self._averages.waiting.values()):
+            rank_zero_warn(
+                f"callbacks.ema.every_n_steps={self.every_n_steps} was not reached: the averages are the weights that "
+                "training started from"
+            )
 
     def _store(self, snapshots: Snapshots, averages: Averages, trainer: L.Trainer) -> None:
         """A snapshot of each power function profile that has seen a step."""

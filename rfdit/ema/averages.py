@@ -16,17 +16,14 @@ from rfdit.network import Network
 class Averages:
     """Frozen float32 copies of a network, one per profile, moved towards it as it is trained.
 
-    every: steps between updates; each takes the weights of its own step in for all of them, with the
-        share that those steps have in the profile. Reads and writes of the copies are what averages
-        cost, so that they cost 1 / every of it.
     networks: by the profiles' names. Their parameters may be made DTensors after this, if the
         network's are in the same way; then every rank updates its own shards and none communicates.
     updates: how many steps each has in it. waiting: how many have been taken since.
     trained: names of the parameters that change; the rest is copied once, in `start`.
     """
 
-    def __init__(self, *, network: Network, profiles: Mapping[str, Profile], every: int = 1) -> None:
-        self.profiles, self.every = profiles, every
+    def __init__(self, *, network: Network, profiles: Mapping[str, Profile]) -> None:
+        self.profiles = profiles
         self.networks: dict[str, Network] = {
             name: copy.deepcopy(network).float().requires_grad_(False).eval() for name in profiles
         }
@@ -54,13 +51,19 @@ class Averages:
             self._means[name] = [p for p, follow in zip(average.parameters(), trained) if follow]
 
     @torch.no_grad()
-    def update(self, *, now: bool = False) -> None:
-        """One step has been taken: moves every average whose turn it is, or all `now`, by one foreach call."""
+    def update(self, *, due: bool = True) -> None:
+        """One step has been taken; where it is due, every average is moved, by one foreach call each.
+
+        It then takes the weights of this step in for all that have been taken since the last time, with
+        the share that those have in the profile: seldom updates cost less, since reading and writing the
+        averages is what they cost.
+        """
         for name in self.profiles:
             self.waiting[name] += 1
-        due = [name for name, waiting in self.waiting.items() if now or waiting >= self.every]
-        weights = [local(weight).float() for weight in self._weights] if due else []
-        for name in due:
+        if not due:
+            return
+        weights = [local(weight).float() for weight in self._weights]
+        for name in self.profiles:
             means = [local(mean) for mean in self._means[name]]
             torch._foreach_lerp_(means, weights, self._share_of_waiting(name))
 

@@ -146,14 +146,14 @@ def weights_settings(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """
     if weights == "raw":
         return {"name": "raw"}
-    callbacks = config.get("callbacks") or {}
-    profiles = {
-        k: v for k, v in ((callbacks.get("ema") or {}).get("profiles") or {}).items() if v is not None
-    }
+    ema = (config.get("callbacks") or {}).get("ema") or {}
+    profiles = {k: v for k, v in (ema.get("profiles") or {}).items() if v is not None}
     name = next(iter(profiles), weights) if weights == "ema" else weights
     settings = {k: v for k, v in profiles.get(name, {}).items() if k != "_target_"}
     kind = str(profiles[name]["_target_"]).rpartition(".")[2] if name in profiles else None
-    return {"name": name} | ({"profile": kind} if kind else {}) | settings
+    # Where it is 1, as it was before it could be set, the protocol is that of before.
+    every = {"every_n_steps": n} if kind and (n := ema.get("every_n_steps", 1)) != 1 else {}
+    return {"name": name} | ({"profile": kind} if kind else {}) | settings | every
 
 
 def _compared(protocol: EvalProtocol) -> dict[str, Any]:

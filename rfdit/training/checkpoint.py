@@ -163,9 +163,14 @@ def check_resumable(saved: SavedRun, config: dict[str, Any], contract: LatentCon
         )
 
 
+# What runs did before there was a setting for it.
+BEFORE: dict[str, Any] = {"callbacks.ema.every_n_steps": 1}
+
+
 def changed_settings(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """The settings that differ from a saved configuration's, as `path=here (there value)`; run_dir and ckpt aside."""
     mine, theirs = _flatten(config), _flatten(saved)
+    theirs = {key: value for key, value in BEFORE.items() if key in mine} | theirs
     run_dirs = str(config.get("run_dir")), str(saved.get("run_dir"))
     return [
         f"{key}={mine.get(key)} (there {theirs.get(key)})"

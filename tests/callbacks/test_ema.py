@@ -177,7 +177,7 @@ def test_snapshots_of_power_functions_every_n_steps_and_at_the_end(tmp_path: Pat
 
 
 def test_snapshots_and_the_last_step_are_updates_too(tmp_path: Path) -> None:
-    """All steps are in what is stored; a run that goes on between two updates is bit-equal to a whole one."""
+    """Updates at 3, 4, 6, 8 and 9; a run that goes on between two of them is bit-equal to a whole one."""
     torch.manual_seed(0)
     snapshots = Snapshots(folder=str(tmp_path), every_n_steps=3)
     ema, module, trainer = start(EMA(profiles=dict(PROFILES), every_n_steps=4, snapshots=snapshots))
@@ -185,7 +185,7 @@ def test_snapshots_and_the_last_step_are_updates_too(tmp_path: Path) -> None:
     other, checkpoint = None, dict[str, Any]()
     for step in range(1, 10):
         take_step(ema, module, trainer)
-        assert ema.updates["fixed"] == {1: 0, 2: 0, 4: 3, 5: 3, 7: 6, 8: 6}.get(step, step)
+        assert ema.updates["fixed"] == {1: 0, 2: 0, 5: 4, 7: 6}.get(step, step)
         if other is not None:
             other.on_train_batch_end(trainer, module, None, None, 0)
         if step == 5:

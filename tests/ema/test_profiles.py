@@ -118,7 +118,7 @@ def test_an_update_stands_for_the_steps_since_the_last(every: int) -> None:
         backbone=nn.Linear(3, 4), conditioner=LabelConditioner(num_classes=3, width=4).requires_grad_(False)
     )
     profiles = {"fixed": FixedDecay(decay=0.8), "power": PowerFunction(std=0.12)}
-    averages = Averages(network=network, profiles=profiles, every=every)
+    averages = Averages(network=network, profiles=profiles)
     averages.start(network, {})
     weight = network.backbone.weight  # type: ignore[attr-defined]
     seen = [weight.detach().double()]
@@ -126,10 +126,10 @@ def test_an_update_stands_for_the_steps_since_the_last(every: int) -> None:
         with torch.no_grad():
             weight.add_(torch.randn_like(weight))
         seen.append(weight.detach().double())
-        averages.update()
+        averages.update(due=step % every == 0)
         if step == 5:
             saved = copy.deepcopy(averages.state_dict())
-            averages = Averages(network=network, profiles=profiles, every=every)
+            averages = Averages(network=network, profiles=profiles)
             averages.start(network, saved)
     last = 25 - 25 % every
     for name, profile in profiles.items():
@@ -142,20 +142,18 @@ def test_an_update_stands_for_the_steps_since_the_last(every: int) -> None:
         torch.testing.assert_close(average.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_averages_of_fewer_updates_go_on_in_step_after_the_interval_changes() -> None:
-    """A run that is resumed with another interval, and a checkpoint of before there were any."""
+def test_averages_know_the_steps_that_wait() -> None:
+    """Also of a checkpoint of before there were any."""
     network = Network(backbone=nn.Linear(3, 4), conditioner=LabelConditioner(num_classes=3, width=4))
-    profiles = {"power": PowerFunction(std=0.12)}
-    averages = Averages(network=network, profiles=profiles, every=4)
+    averages = Averages(network=network, profiles={"power": PowerFunction(std=0.12)})
     averages.start(network, {})
-    for _ in range(6):
-        averages.update()
+    for step in range(1, 7):
+        averages.update(due=step == 4)
     assert (averages.updates, averages.waiting) == ({"power": 4}, {"power": 2})
-    often = Averages(network=network, profiles=profiles)
-    often.start(network, averages.state_dict())
-    often.update()
-    assert (often.updates, often.waiting) == ({"power": 7}, {"power": 0})
-    saved = often.state_dict()
+    averages.update()
+    assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 0})
+    saved = averages.state_dict()
     del saved["power"]["waiting"]
+    averages.update(due=False)
     averages.start(network, saved)
     assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 0})

@@ -143,7 +143,7 @@ def _settings(node: dict[str, object]) -> set[str]:
 
 
 def test_weights_are_the_profiles_of_the_run() -> None:
-    config = composed("train", "ema=power")
+    config = composed("train", "ema=power", "callbacks.ema.every_n_steps=1")
     ema = {"name": "ema", "profile": "FixedDecay", "decay": 0.9999, "warmup": True}
     assert weights_settings(config, "ema") == ema
     assert weights_settings(config, "power_05") == {
@@ -152,6 +152,9 @@ def test_weights_are_the_profiles_of_the_run() -> None:
         "std": 0.05,
     }
     assert weights_settings(config, "raw") == {"name": "raw"}
+    seldom = composed("train", "ema=power", "callbacks.ema.every_n_steps=4")
+    assert weights_settings(seldom, "ema") == ema | {"every_n_steps": 4}
+    assert weights_settings(seldom, "raw") == {"name": "raw"}
     assert weights_settings({}, "ema") == {"name": "ema"}
     without = composed("train", "ema=power", "callbacks.ema.profiles.ema=null")
     assert weights_settings(without, "ema")["name"] == "power_05"

@@ -1,6 +1,7 @@
 """A checkpoint is whole or is not there."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from rfdit.training.checkpoint import find_checkpoint, newest_run, read_raw
+from rfdit.training.checkpoint import changed_settings, find_checkpoint, newest_run, read_raw
 from rfdit.training.checkpoint_io import AtomicCheckpointIO
 
 
@@ -99,3 +100,13 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path: Path, whole: bytes, place: flo
         return
     assert found["global_step"] == 7
     assert save(found["state_dict"]) == save(WEIGHTS)
+
+
+def test_a_setting_that_older_runs_did_not_have_is_changed_only_if_they_did_otherwise() -> None:
+    old: dict[str, Any] = {"seed": 0, "callbacks": {"ema": {"snapshots": None}}}
+    same: dict[str, Any] = {"seed": 0, "callbacks": {"ema": {"snapshots": None, "every_n_steps": 1}}}
+    assert changed_settings(old, same) == []
+    assert changed_settings(same, old) == ["callbacks.ema.every_n_steps=None (there 1)"]
+    same["callbacks"]["ema"]["every_n_steps"] = 4
+    assert changed_settings(old, same) == ["callbacks.ema.every_n_steps=4 (there 1)"]
+    assert changed_settings({"callbacks": {"ema": None}}, {"callbacks": {"ema": None}}) == []

@@ -5,7 +5,14 @@ import sys
 
 import pytest
 
-from rfdit.training.local_ranks import PLACE, LocalRanks, RankFailedError, check_ranks, is_placed
+from rfdit.training.local_ranks import (
+    PLACE,
+    LocalRanks,
+    RankFailedError,
+    RanksApartError,
+    check_ranks,
+    is_placed,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +50,37 @@ def test_another_number_of_ranks_was_started(
         ValueError, match=rf"trainer\.devices={devices} .* number of ranks that were started, 2"
     ):
         check_ranks(devices, 1)
+
+
+def test_tasks_that_could_not_meet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit's local executor starts as many processes as it is told, and tells them nothing of each other."""
+    monkeypatch.setenv("SUBMITIT_LOCAL_NTASKS", "2")
+    with pytest.raises(
+        ValueError, match=r"hydra\.launcher\.tasks_per_node=2 of submitit_local .* leave it at 1"
+    ):
+        check_ranks(2, 1)
+    monkeypatch.setenv("SUBMITIT_LOCAL_NTASKS", "1")
+    check_ranks(2, 1)
+
+
+def test_a_failure_among_placed_ranks_ends_more_than_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sweep, and only once they have begun to train: before that all ranks fail alike."""
+
+    def fails(*, in_sweep: bool, started: bool) -> None:
+        with LocalRanks(command=[], count=2, in_sweep=in_sweep) as ranks:
+            if started:
+                ranks.start()
+            raise ValueError("mine")
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(RanksApartError, match="ValueError: mine"):
+        fails(in_sweep=True, started=True)
+    for in_sweep, started in ((True, False), (False, True)):
+        with pytest.raises(ValueError, match="mine"):
+            fails(in_sweep=in_sweep, started=started)
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ValueError, match="mine"):
+        fails(in_sweep=True, started=False)
 
 
 def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next() -> None:
