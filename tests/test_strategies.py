@@ -241,6 +241,18 @@ def ranks_of(pid: int) -> list[int]:
     return [int(child) for child, parent, args in rows if int(parent) == pid and "rfdit.train" in args]
 
 
+def test_ranks_read_the_configuration_of_the_first(tmp_path: Path) -> None:
+    """Also where --config-path has another folder than conf/ read."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    file = tmp_path / "conf/train.yaml"
+    file.write_text(file.read_text().replace("seed: 0 ", "seed: 1 "))
+    finish(start(
+        tmp_path / "run", "--config-path", str(tmp_path / "conf"), "strategy=ddp", *TWO, later=["trainer.max_steps=3"],
+    ))  # fmt: skip
+    single = run(tmp_path / "single", FOUR, "seed=1", "trainer.max_steps=3")
+    assert curve(tmp_path / "run") == pytest.approx(curve(single), rel=1e-5)
+
+
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_by_another_launcher(tmp_path: Path, launcher: str) -> None:
     finish(start(

@@ -13,8 +13,8 @@ WIDEST = 12**-0.5
 class Profile(Protocol):
     """Decides an average's weighting of the steps."""
 
-    def rate(self, update: int) -> float:
-        """The share that the new weights have after an average's n-th update; the first is 1."""
+    def rate(self, step: int) -> float:
+        """The share that the new weights have after an average's n-th step; the first is 1."""
         ...
 
 
@@ -22,7 +22,7 @@ class FixedDecay:
     """The same share at every step: older weights fade exponentially.
 
     decay: how much of the average a step keeps; 0.9999 in DiT and SiT.
-    warmup: keep less at first, n / (9 + n) in the n-th update, so that short runs are averaged too.
+    warmup: keep less at first, n / (9 + n) in the n-th step, so that short runs are averaged too.
     """
 
     def __init__(self, *, decay: float = 0.9999, warmup: bool = True) -> None:
@@ -30,8 +30,8 @@ class FixedDecay:
             raise ValueError(f"callbacks.ema.profiles.*.decay={decay} must be at least 0 and less than 1")
         self.decay, self.warmup = decay, warmup
 
-    def rate(self, update: int) -> float:
-        return 1 - (min(self.decay, update / (9 + update)) if self.warmup else self.decay)
+    def rate(self, step: int) -> float:
+        return 1 - (min(self.decay, step / (9 + step)) if self.warmup else self.decay)
 
 
 class PowerFunction:
@@ -45,9 +45,9 @@ class PowerFunction:
         self.std = std
         self.power = power_of(std, setting="callbacks.ema.profiles.*.std")
 
-    def rate(self, update: int) -> float:
+    def rate(self, step: int) -> float:
         """1 - (1 - 1/t)^(power + 1): makes step t's weight the integral of the profile over [t - 1, t]."""
-        return -math.expm1((self.power + 1) * math.log1p(-1 / update)) if update > 1 else 1.0
+        return -math.expm1((self.power + 1) * math.log1p(-1 / step)) if step > 1 else 1.0
 
 
 def power_of(std: float, *, setting: str) -> float:
