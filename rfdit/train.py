@@ -40,6 +40,8 @@ from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
 from rfdit.training.run_state import forget_end, mark_finished
 
+MAX_SEED = 2**32 - 1  # NumPy's
+
 
 @dataclass(frozen=True)
 class Training:
@@ -52,6 +54,8 @@ class Training:
 
 def build_training(config: dict[str, Any]) -> Training:
     """Everything that a validated training configuration describes."""
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise ValueError(f"seed={config['seed']} must be from 0 to {MAX_SEED}")
     L.seed_everything(config["seed"], verbose=False)
     with isolate_rng():  # feature networks draw weights before they load theirs
         callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
@@ -133,7 +137,8 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
     check_ranks(devices, nodes)
     with LocalRanks(command=rank_command(run_dir, config["ckpt"]), count=devices) as ranks:
         training = build_training(config)
-        at = "" if resume is None else f" from step {_check_resume(resume, training, config)}"
+        start = 0 if resume is None else _check_resume(resume, training, config)
+        at = "" if resume is None else f" from step {start}"
         if training.trainer.is_global_zero:
             forget_end(run_dir)
             describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)

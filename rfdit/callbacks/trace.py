@@ -8,21 +8,17 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from rfdit.batch import Batch
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count, Index
 
 
 class Trace(L.Callback):
     """Writes `trace_rank0.json`, one per rank, for chrome://tracing or ui.perfetto.dev.
 
     folder: where to. first_step, steps: which optimiser steps of this start of the run; the first ones
-        compile and warm up. A run that ends before them writes what there is.
+        compile and warm up. A run that ends during them writes what there is.
     """
 
-    def __init__(self, *, folder: str, first_step: int = 10, steps: int = 3) -> None:
-        if first_step < 0 or steps < 1:
-            raise ValueError(
-                f"callbacks.trace.first_step={first_step} must be at least 0 and "
-                f"callbacks.trace.steps={steps} at least 1"
-            )
+    def __init__(self, *, folder: str, first_step: Index = 10, steps: Count = 3) -> None:
         self.folder, self.first_step, self.steps = Path(folder), first_step, steps
         self._steps = OptimizerSteps()
         self._done = 0
