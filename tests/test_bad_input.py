@@ -65,6 +65,14 @@ def test_several_devices_need_a_strategy(cli: CommandLine) -> None:
     assert "use strategy=ddp" in cli.error("train", "trainer.devices=2")
 
 
+def test_replicas_are_checked_before_ranks_start(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfdit.training.local_ranks.LocalRanks.start", lambda self: pytest.fail("started"))
+    message = cli.error("train", "strategy=fsdp", "strategy.replicas=3", "trainer.devices=2")
+    assert message == (
+        "strategy.replicas=3 does not divide the 2 ranks (trainer.devices times trainer.num_nodes)"
+    )
+
+
 def test_unknown_precision(cli: CommandLine) -> None:
     assert cli.error("train", "trainer.precision=fp8") == (
         "trainer.precision=fp8 is unknown; use auto, bf16 or fp32"

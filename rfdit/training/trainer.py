@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import Strategy
 
 from rfdit.limits import Count, Limit, Positive
 from rfdit.training.checkpoint_io import AtomicCheckpointIO
-from rfdit.training.device import pick_device, pick_precision
+from rfdit.training.device import check_devices, pick_device, pick_precision
 
 
 def _is_duration(value: object) -> bool:
@@ -60,11 +60,7 @@ def make_trainer(
     Raises ValueError for devices that are asked for and are not there, or that the strategy does not suit.
     """
     device = pick_device(accelerator)
-    if strategy is None and devices * num_nodes > 1:
-        raise ValueError(
-            f"strategy=single runs on one device, not on trainer.devices={devices} of "
-            f"trainer.num_nodes={num_nodes}; use strategy=ddp or strategy=fsdp"
-        )
+    check_devices(devices, num_nodes, strategy)
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
             f"trainer.devices={devices} asks for more GPUs than the {torch.cuda.device_count()} here"
