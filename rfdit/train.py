@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from rfdit.callbacks import Evaluate, GracefulStop
+from rfdit.callbacks import Evaluate, GracefulStop, Trace
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.data.latent_manifest import weights_of
@@ -138,6 +138,7 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
     with LocalRanks(command=rank_command(run_dir, config["ckpt"]), count=devices) as ranks:
         training = build_training(config)
         start = 0 if resume is None else _check_resume(resume, training, config)
+        _check_trace(training.trainer, start)
         at = "" if resume is None else f" from step {start}"
         if training.trainer.is_global_zero:
             forget_end(run_dir)
@@ -165,6 +166,13 @@ def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> i
             f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
         )
     return saved.step
+
+
+def _check_trace(trainer: L.Trainer, start: int) -> None:
+    """Raises ValueError for a profile of steps that a run which starts at this one does not come to."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Trace) and trainer.max_steps > 0:
+            callback.check(trainer.max_steps - start)
 
 
 def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:

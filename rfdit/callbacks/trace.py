@@ -24,6 +24,14 @@ class Trace(L.Callback):
         self._done = 0
         self._profile: profile | None = None
 
+    def check(self, steps: int) -> None:
+        """Raises ValueError if this start of the run, of so many steps, has none of them."""
+        if steps <= self.first_step:
+            raise ValueError(
+                f"callbacks.trace.first_step={self.first_step} is never reached in the {steps} steps up to "
+                "trainer.max_steps, so that there would be no trace; give a lower one, or more steps"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps.start(trainer)
         self._done = 0
