@@ -16,6 +16,24 @@ from rfdit.limits import limits
 # Arguments that `build`'s callers give, so that no YAML does.
 SUPPLIED = {"trainer": {"callbacks", "loggers"}}
 
+# What Lightning's Trainer takes, and what to write here.
+FROM_LIGHTNING = {
+    "trainer.callbacks": "callbacks.NAME=..., or +callbacks.NAME._target_=... for one of your own",
+    "trainer.check_val_every_n_epoch": "trainer.val_every_n_steps=...",
+    "trainer.ckpt_path": "ckpt=...",
+    "trainer.default_root_dir": "run_dir=...",
+    "trainer.enable_checkpointing": "callbacks.checkpoints=null for none",
+    "trainer.enable_progress_bar": "callbacks.progress=null for none",
+    "trainer.fast_dev_run": "trainer.max_steps=1",
+    "trainer.limit_train_batches": "trainer.max_steps=...",
+    "trainer.logger": "logger=default or logger=wandb",
+    "trainer.loggers": "logger=default or logger=wandb",
+    "trainer.max_epochs": "trainer.max_steps=...",
+    "trainer.profiler": "profiler=torch",
+    "trainer.strategy": "strategy=single, strategy=ddp or strategy=fsdp",
+    "trainer.val_check_interval": "trainer.val_every_n_steps=...",
+}
+
 
 def near(name: str, known: Iterable[str]) -> str:
     """What may have been meant."""
@@ -70,9 +88,13 @@ def _check(path: str, node: dict[str, Any], origin: Callable[[str], str]) -> Ite
     given = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
     supplied = SUPPLIED.get(path, set())
     for name in given:
-        if name not in parameters and not open_ended:
+        if (setting := f"{origin(path)}.{name}") in FROM_LIGHTNING and name in supplied | (
+            given.keys() - parameters
+        ):
+            yield f"{setting} is no setting; write {FROM_LIGHTNING[setting]}"
+        elif name not in parameters and not open_ended:
             known = parameters.keys() - supplied
-            yield f"{origin(path)}.{name} is no setting of {target.__qualname__}; {near(name, known)}"
+            yield f"{setting} is no setting of {target.__qualname__}; {near(name, known)}"
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
         if needed and name not in given and name not in supplied:
@@ -95,6 +117,9 @@ def _check_values(
             continue
         setting, hint = origin(f"{path}.{name}"), hints[name]
         if not _is_a(value, hint):
+            if setting in FROM_LIGHTNING:
+                yield f"{setting}={value} is not set there; write {FROM_LIGHTNING[setting]}"
+                continue
             yield f"{setting}={value!r} is a {type(value).__name__}, and it takes {_words(hint)}"
         elif value is not None:
             or_null = ", or null" if NoneType in typing.get_args(hint) else ""
