@@ -41,7 +41,7 @@ LAYERS = [
     ["signatures"],
     ["config"],
     ["command_line", "interchange"],
-    ["sampling", "sweep"],
+    ["sampling", "sweep", "plan_report"],
     ["train", "sample", "plan", "pack", "encode", "index", "reference"],
     ["posthoc", "loading", "export", "convert", "playground", "reporting"],
     ["demo", "report"],
