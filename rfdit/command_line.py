@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rfdit.config import default_settings
+from rfdit.signatures import FROM_LIGHTNING
 
 
 @contextmanager
@@ -55,7 +56,9 @@ def _of_null_group(error: Exception) -> bool:
 
 
 def _suggest(path: str, config_name: str) -> str:
-    """The nearest setting there is."""
+    """What to write instead: the nearest setting there is, or what Lightning's is called here."""
+    if path in FROM_LIGHTNING:
+        return f"; write {FROM_LIGHTNING[path]}"
     GlobalHydra.instance().clear()  # the failed start left Hydra half initialised
     settings = default_settings(config_name)
     if path in settings:

@@ -1,20 +1,17 @@
 """From YAML to objects: the root schemas, `validate`, and `build`."""
 
-import difflib
-import inspect
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from beartype.door import is_bearable
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,13 +19,11 @@ import rfdit
 from rfdit.network import Network
 from rfdit.resolvers import folder_name, latent_size
 from rfdit.sample_schema import SampleConfig
+from rfdit.signatures import near, problems
 
 PACKAGE = Path(rfdit.__file__).parent
 # conf/ is inside the package in a wheel and beside it in a checkout.
 CONFIG_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-
-# Arguments that `build`'s callers give, so that no YAML does.
-SUPPLIED = {"trainer": {"callbacks", "loggers"}}
 
 
 @dataclass
@@ -204,7 +199,7 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain data.
 
     Raises ValueError that lists every problem by its path: missing values, broken interpolations,
-    targets that do not exist, settings that a target does not have, and values of another type.
+    targets that do not exist, settings that a target does not have, and values that are not what it takes.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -214,67 +209,14 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         cause = error.__cause__ if isinstance(error.__cause__, ValueError) else error
         raise ValueError(str(cause).splitlines()[0]) from None
+    unresolved = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(config, dict)
+    assert isinstance(unresolved, dict)
     schema = OmegaConf.get_type(cfg)
     known = {f.name for f in fields(schema)} if is_dataclass(schema) else set(config)
-    problems = [
-        f"{name} is no setting; {_near(name, known)}" for name in map(str, config) if name not in known
-    ]
-    problems += [problem for path, node in _targets(config) for problem in _check(path, node)]
-    if problems:
-        raise ValueError("; ".join(dict.fromkeys(problems)))
-    return typing.cast(dict[str, Any], config)
-
-
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every dict with a `_target_`, with its path."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for name, child in node.items():
-            yield from _targets(child, f"{path}.{name}".lstrip("."))
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    """What may have been meant."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-
-
-def _check(path: str, node: dict[str, Any]) -> Iterator[str]:
-    """The problems of one node with its target's signature."""
-    try:
-        target = get_object(node["_target_"])
-    except Exception:
-        yield f"{path}._target_={node['_target_']} cannot be imported"
-        return
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    given = {name: value for name, value in node.items() if not (name.startswith("_") and name.endswith("_"))}
-    for name in given:
-        if name not in parameters and not open_ended:
-            yield f"{path}.{name} is no setting of {target.__qualname__}; {_near(name, parameters)}"
-    for name, parameter in parameters.items():
-        needed = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
-        if needed and name not in given and name not in SUPPLIED.get(path, ()):
-            yield f"{path}.{name} is not set; {target.__qualname__} needs it"
-    yield from _check_types(path, target, given)
-
-
-def _check_types(path: str, target: Any, given: dict[str, Any]) -> Iterator[str]:
-    """Values that are no instance of what the signature says; nested targets are checked as nodes."""
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except Exception:  # a library's annotations may need names that exist only for its type checker
-        return
-    for name, value in given.items():
-        if name not in hints or any(_targets(value)):
-            continue
-        forms = [value, tuple(value)] if isinstance(value, list) else [value]
-        if isinstance(value, int) and not isinstance(value, bool):
-            forms.append(float(value))
-        if not any(is_bearable(form, hints[name]) for form in forms):
-            wanted = getattr(hints[name], "__name__", None) or str(hints[name])
-            wanted = wanted if hints[name] in (int, float, str, bool) else str(hints[name])
-            yield f"{path}.{name}={value!r} is a {type(value).__name__}, and it takes {wanted}"
+    settings = typing.cast(dict[str, Any], config)
+    wrong = [f"{name} is no setting; {near(name, known)}" for name in map(str, config) if name not in known]
+    wrong += problems(settings, typing.cast(dict[str, Any], unresolved))
+    if wrong:
+        raise ValueError("; ".join(dict.fromkeys(wrong)))
+    return settings

@@ -3,8 +3,8 @@
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,11 +22,12 @@ from rfdit.config import CONFIG_DIR, build, register, validate
 from rfdit.model.activations import estimate_pass_bytes
 from rfdit.model.cost import count_macs, count_parameters
 from rfdit.network import Network
-from rfdit.training.device import pick_device, pick_precision
+from rfdit.plan_report import HEADER, Plan, page, row
+from rfdit.training.device import check_devices, pick_device, pick_precision
+from rfdit.training.fp8 import check_fp8
 from rfdit.training.peak import matmul_peak
 
 RECOMPUTE = ("none", "selective", "full")
-GB = 1e9
 NUMBER = 4  # bytes: weights, gradients, moments and averages are float32
 
 
@@ -38,64 +39,11 @@ class DeclaredEncoder(nn.Module):
         self.width, self.pooled_width, self.length = width, pooled_width, length
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One configuration's costs. Memory is in bytes, per device; rates are per device."""
-
-    name: str
-    parameters: int
-    trainable_parameters: int
-    macs: int
-    batch_size: int
-    devices: int
-    shards: int
-    precision: str
-    recompute: str
-    state: dict[str, int]  # weights, gradients, optimizer, ema
-    activations: dict[str, int]  # by what is recomputed
-    peak: float
-    peak_from: str
-    mfu: float
-
-    @property
-    def total(self) -> int:
-        return sum(self.state.values()) + self.activations[self.recompute]
-
-    @property
-    def images_per_second(self) -> float:
-        """Six operations per multiply-add; full recomputation repeats the forward pass, two more."""
-        return self.mfu * self.peak / ((8 if self.recompute == "full" else 6) * self.macs)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers: memory in GB (10^9 bytes), costs in GMACs, rates in TFLOP/s and images/s."""
-        memory = {**self.state, "activations": self.activations[self.recompute], "total": self.total}
-        return {
-            "name": self.name,
-            "parameters": self.parameters,
-            "trainable_parameters": self.trainable_parameters,
-            "gmacs": self.macs / 1e9,
-            "batch_size": self.batch_size,
-            "devices": self.devices,
-            "shards": self.shards,
-            "precision": self.precision,
-            "recompute": self.recompute,
-            "memory_gb": {name: size / GB for name, size in memory.items()},
-            "activations_gb": {name: size / GB for name, size in self.activations.items()},
-            "peak_tflops": self.peak / 1e12,
-            "peak_from": self.peak_from,
-            "assumed_mfu": self.mfu,
-            "images_per_second_per_device": self.images_per_second,
-        }
-
-
 def state_shards(strategy: Mapping[str, Any], devices: int) -> int:
     """Over how many devices a strategy divides weights, gradients, moments and averages; else it copies them."""
     if strategy["_target_"].rpartition(".")[2] != "fsdp":
         return 1
-    replicas = strategy.get("replicas", 1)
-    if replicas < 1 or devices % replicas:
-        raise ValueError(f"strategy.replicas={replicas} does not divide the {devices} devices")
-    return devices // replicas
+    return devices // strategy.get("replicas", 1)
 
 
 def ema_copies(callbacks: Mapping[str, Any]) -> int:
@@ -180,6 +128,8 @@ def pick(config: dict[str, Any]) -> tuple[torch.device, str]:
             trainer["precision"], torch.device("cpu")
         )
     device = pick_device(trainer["accelerator"])
+    if config["fp8"] and not elsewhere:
+        check_fp8(device)
     return device, pick_precision(trainer["precision"], device)
 
 
@@ -190,11 +140,18 @@ def make_plan(config: dict[str, Any], name: str) -> Plan:
     given = config["peak_tflops"]
     if given is not None and given <= 0:
         raise ValueError(f"peak_tflops={given} must be more than 0; null measures this machine's")
+    trainer = config["trainer"]
+    check_devices(trainer["devices"], trainer["num_nodes"], build(config["strategy"]))
     device, precision = pick(config)
+    if config["fp8"] and given is None:
+        warnings.warn(
+            "fp8=true: the speed is that of bf16 or float32, in which the peak is measured; give peak_tflops=",
+            stacklevel=2,
+        )
     network, model = build_on_meta(config), config["model"]
     size = model["input_size"]
     latent = (model["in_channels"], *((size, size) if isinstance(size, int) else tuple(size)))
-    devices = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
+    devices = trainer["devices"] * trainer["num_nodes"]
     shards = state_shards(config["strategy"], devices)
     parameters, trained = count_parameters(network), count_parameters(network, trainable=True)
     state = {
@@ -213,43 +170,13 @@ def make_plan(config: dict[str, Any], name: str) -> Plan:
         devices=devices,
         shards=shards,
         precision=precision,
+        fp8=config["fp8"],
         recompute=model["recompute"],
         state={key: NUMBER * count // shards for key, count in state.items()},
         activations=activations(config, latent, device=device, precision=precision),
         peak=1e12 * given if given is not None else measured_peak(device, dtype),
         peak_from="given" if given is not None else f"measured on this machine's {device.type}",
         mfu=config["mfu"],
-    )
-
-
-COLUMNS = ("parameters", "GMACs", "state GB", "activ. GB", "total GB", "img/s/device")
-HEADER = f"{'':24} {COLUMNS[0]:>13} {COLUMNS[1]:>8} {COLUMNS[2]:>9} {COLUMNS[3]:>10} {COLUMNS[4]:>9} {COLUMNS[5]:>13}"
-
-
-def row(plan: Plan) -> str:
-    """A line below HEADER."""
-    state, activations = sum(plan.state.values()) / GB, plan.activations[plan.recompute] / GB
-    return (
-        f"{plan.name:24} {plan.parameters:13,} {plan.macs / 1e9:8.2f} {state:9.2f} {activations:10.2f} "
-        f"{plan.total / GB:9.2f} {plan.images_per_second:13.4g}"
-    )
-
-
-def page(plan: Plan) -> str:
-    """All of a plan, to be read."""
-    state = "".join(f"  {name:24}{size / GB:10.3f} GB\n" for name, size in plan.state.items())
-    kept = "".join(
-        f"  {f'activations ({name})':24}{size / GB:10.3f} GB{'  <' if name == plan.recompute else ''}\n"
-        for name, size in plan.activations.items()
-    )
-    return (
-        f"parameters          {plan.parameters:,}, of which {plan.trainable_parameters:,} are trained\n"
-        f"cost of an image    {plan.macs / 1e9:.2f} GMACs forward\n"
-        f"memory per device   {plan.total / GB:.3f} GB, batch {plan.batch_size} in {plan.precision}, "
-        f"state divided by {plan.shards} of {plan.devices} device(s)\n"
-        f"{state}{kept}"
-        f"speed per device    {plan.images_per_second:.4g} img/s, if {plan.mfu:.0%} (assumed, mfu=) of "
-        f"{plan.peak / 1e12:.3g} TFLOP/s ({plan.peak_from}) are reached"
     )
 
 

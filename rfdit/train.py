@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 
-from rfdit.callbacks import Evaluate, GracefulStop
+from rfdit.callbacks import Evaluate, GracefulStop, Trace
 from rfdit.command_line import explain_errors
 from rfdit.config import CONFIG_DIR, build, build_network, register, validate
 from rfdit.data.latent_manifest import weights_of
@@ -40,6 +40,8 @@ from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
 from rfdit.training.run_state import forget_end, mark_finished
 
+MAX_SEED = 2**32 - 1  # NumPy's
+
 
 @dataclass(frozen=True)
 class Training:
@@ -52,6 +54,8 @@ class Training:
 
 def build_training(config: dict[str, Any]) -> Training:
     """Everything that a validated training configuration describes."""
+    if not 0 <= config["seed"] <= MAX_SEED:
+        raise ValueError(f"seed={config['seed']} must be from 0 to {MAX_SEED}")
     L.seed_everything(config["seed"], verbose=False)
     with isolate_rng():  # feature networks draw weights before they load theirs
         callbacks = [build(node) for node in config["callbacks"].values() if node is not None]
@@ -134,7 +138,9 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
     command = rank_command(run_dir, config["ckpt"])
     with LocalRanks(command=command, count=devices, in_sweep=in_sweep) as ranks:
         training = build_training(config)
-        at = "" if resume is None else f" from step {_check_resume(resume, training, config)}"
+        start = 0 if resume is None else _check_resume(resume, training, config)
+        _check_trace(training.trainer, start)
+        at = "" if resume is None else f" from step {start}"
         if training.trainer.is_global_zero:
             forget_end(run_dir)
             describe_run(run_dir, config_yaml=OmegaConf.to_yaml(cfg, resolve=True), overrides=overrides)
@@ -161,6 +167,13 @@ def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> i
             f"ckpt={resume} is at step {saved.step} already; give trainer.max_steps more than that"
         )
     return saved.step
+
+
+def _check_trace(trainer: L.Trainer, start: int) -> None:
+    """Raises ValueError for a profile of steps that a run which starts at this one does not come to."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Trace) and trainer.max_steps > 0:
+            callback.check(trainer.max_steps - start)
 
 
 def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rfdit.config import default_settings, register
+from rfdit.signatures import FROM_LIGHTNING
 from tests.command_line import CommandLine
 
 
@@ -13,6 +15,37 @@ def test_unknown_setting_names_the_nearest(cli: CommandLine) -> None:
     assert cli.error("train", "trainer.max_step=3") == (
         "trainer.max_step is no setting; did you mean trainer.max_steps?"
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("trainer.profiler=torch", "profiler=torch"),
+        ("+trainer.profiler=torch", "profiler=torch"),
+        ("trainer.logger=false", "logger=default or logger=wandb"),
+        ("+trainer.callbacks=[]", "callbacks.NAME=..., or +callbacks.NAME._target_=... for one of your own"),
+        ("trainer.max_epochs=3", "trainer.max_steps=..."),
+    ],
+)
+def test_what_lightning_calls_otherwise(cli: CommandLine, override: str, instead: str) -> None:
+    name = override.strip("+").partition("=")[0]
+    assert cli.error("train", override) == f"{name} is no setting; write {instead}"
+
+
+def test_lightnings_strategy(cli: CommandLine) -> None:
+    assert cli.error("train", "trainer.strategy=ddp") == (
+        "trainer.strategy=ddp is not set there; write strategy=single, strategy=ddp or strategy=fsdp"
+    )
+
+
+def test_lightnings_names_lead_to_settings_that_there_are() -> None:
+    """And are none themselves, but for what is interpolated."""
+    register()
+    settings = set(default_settings("train"))
+    assert settings & FROM_LIGHTNING.keys() == {"trainer.strategy"}
+    for instead in FROM_LIGHTNING.values():
+        name = instead.partition("=")[0].removesuffix(".NAME")
+        assert name in settings | {"profiler"}
 
 
 def test_added_root_setting_is_refused(cli: CommandLine) -> None:
@@ -63,6 +96,14 @@ def test_no_gpu_where_one_was_asked_for(cli: CommandLine) -> None:
 
 def test_several_devices_need_a_strategy(cli: CommandLine) -> None:
     assert "use strategy=ddp" in cli.error("train", "trainer.devices=2")
+
+
+def test_replicas_are_checked_before_ranks_start(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfdit.training.local_ranks.LocalRanks.start", lambda self: pytest.fail("started"))
+    message = cli.error("train", "strategy=fsdp", "strategy.replicas=3", "trainer.devices=2")
+    assert message == (
+        "strategy.replicas=3 does not divide the 2 ranks (trainer.devices times trainer.num_nodes)"
+    )
 
 
 def test_unknown_precision(cli: CommandLine) -> None:

@@ -1,6 +1,7 @@
 """The plan's numbers are the papers', the formula's, or what a real pass takes."""
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_json_is_one_object(plan: Any) -> None:
     assert memory["optimizer"] == 2 * memory["gradients"]
     assert memory["total"] == pytest.approx(sum(memory.values()) - memory["total"])
     assert found["images_per_second_per_device"] == pytest.approx(0.5e12 / 6 / (found["gmacs"] * 1e9))
+    assert found["images_per_second"] == found["images_per_second_per_device"]
 
 
 @pytest.mark.slow
@@ -65,9 +67,26 @@ def test_a_sweep_is_a_table(plan: Any) -> None:
 
 
 def test_a_page_names_its_assumptions(plan: Any) -> None:
-    page = plan("size=s", "patch=p8", "trainer.devices=4", "mfu=0.4", "data.batch_size=2", *PAPERS)
+    page = plan(
+        "size=s", "patch=p8", "strategy=ddp", "trainer.devices=4", "mfu=0.4", "data.batch_size=2", *PAPERS
+    )
     assert "40% (assumed, mfu=) of 1 TFLOP/s (given)" in page
     assert "state divided by 1 of 4 device(s)" in page
+    one, four = (re.search(rf"^speed {of} +([\d.]+) img/s", page, re.M) for of in ("per device", "of all 4"))
+    assert one
+    assert four
+    assert float(four[1]) == pytest.approx(4 * float(one[1]), rel=1e-3)
+
+
+def test_fp8_is_planned_for_where_it_may_be(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["model=dit", "conditioner=labels", "model.depth=2", "fp8=true"]
+    gpu = [*small, "trainer.accelerator=gpu", "peak_tflops=1600"]
+    assert json.loads(plan("json=true", *gpu))["fp8"]
+    assert "bf16-mixed with FP8 products" in plan(*gpu)
+    monkeypatch.setattr("rfdit.plan.check_fp8", lambda device: None)  # as a GPU would say
+    monkeypatch.setattr("rfdit.plan.measured_peak", lambda device, dtype: 1e12)
+    with pytest.warns(UserWarning, match="in which the peak is measured; give peak_tflops="):
+        plan(*small, "trainer.accelerator=cpu")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +94,7 @@ def test_a_page_names_its_assumptions(plan: Any) -> None:
     [
         ["text_encoder=clip_l"],  # whose weights are not at hand
         ["experiment=dit_xl2_256", "size=s", "trainer.accelerator=gpu", "peak_tflops=800"],  # nor a GPU
-        ["callbacks.ema=null", "model.recompute=full", "devices=2"],
+        ["callbacks.ema=null", "model.recompute=full", "strategy=ddp", "devices=2"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -91,9 +110,18 @@ def test_mistakes_end_in_a_sentence(plan: Any) -> None:
         ("mfu=0", "error: mfu=0.0 is a share of the peak"),
         ("peak_tflops=-1", "error: peak_tflops=-1.0 must be more than 0"),
         ("model.depht=3", "error: model.depht is no setting; did you mean model.depth?"),
+        # What training refuses.
+        ("devices=0", "error: devices=0 must be at least 1"),
+        ("devices=8", "error: strategy=single runs on one device, not on trainer.devices=8"),
+        (
+            "strategy=fsdp devices=2 strategy.replicas=3",
+            "error: strategy.replicas=3 does not divide the 2 ranks",
+        ),
+        ("fp8=true trainer.accelerator=cpu", "error: fp8=true needs a GPU that multiplies FP8"),
+        ("optimizer.lr=-1", "error: optimizer.lr=-1 must be at least 0 and finite"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            plan("peak_tflops=1", override)
+            plan("peak_tflops=1", *override.split())
         assert str(stopped.value.code).startswith(sentence)
 
 

@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count
 
 
 class Checkpoints(Checkpoint):
@@ -16,9 +17,7 @@ class Checkpoints(Checkpoint):
     monitor: the metric that decides what is best, lower is better; None keeps no best.
     """
 
-    def __init__(self, *, folder: str, every_n_steps: int = 1000, monitor: str | None = "val/loss") -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.checkpoints.every_n_steps={every_n_steps} must be at least 1")
+    def __init__(self, *, folder: str, every_n_steps: Count = 1000, monitor: str | None = "val/loss") -> None:
         self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
         self.best = float("inf")
         self._steps = OptimizerSteps()

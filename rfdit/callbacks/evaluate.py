@@ -17,6 +17,7 @@ from rfdit.eval.inputs import Wanted
 from rfdit.eval.protocol import weights_settings
 from rfdit.eval.records import EvaluationRecord, append_record, drop_after
 from rfdit.eval.run import EvaluationStoppedError, Ranks, protocol_of, rows_of_all
+from rfdit.limits import Count, Positive
 from rfdit.sampler import Dopri5, Pipeline, Sampler
 from rfdit.training.module import FlowModule
 
@@ -43,18 +44,11 @@ class Evaluate(L.Callback):
         folder: str,
         sampler: Sampler,
         latent_size: int | Sequence[int],
-        every_n_steps: int = 1000,
-        batch_size: int = 32,
-        max_minutes: float | None = None,
+        every_n_steps: Count = 1000,
+        batch_size: Count = 32,
+        max_minutes: Positive | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"callbacks.evaluate.{name}={value} must be at least 1")
-        if max_minutes is not None and max_minutes <= 0:
-            raise ValueError(
-                f"callbacks.evaluate.max_minutes={max_minutes} must be more than 0; null has no bound"
-            )
         self.evaluation, self.folder, self.sampler = evaluation, Path(folder), sampler
         height, width = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
         self.latent_size = (height, width)

@@ -15,6 +15,7 @@ from rfdit.batch import Batch, Condition
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.conditioning import Conditioner
 from rfdit.grid import captioned_grid
+from rfdit.limits import Count
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.module import FlowModule
 
@@ -34,9 +35,9 @@ class SampleGrid(L.Callback):
         *,
         folder: str,
         sampler: Sampler,
-        every_n_steps: int = 1000,
+        every_n_steps: Count = 1000,
         inputs: Sequence[str] | Sequence[int] | None = None,
-        count: int = 16,
+        count: Count = 16,
         seed: int = 0,
     ) -> None:
         self.folder, self.sampler, self.every_n_steps = Path(folder), sampler, every_n_steps

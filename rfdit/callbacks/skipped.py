@@ -6,12 +6,13 @@ from typing import Any
 import lightning as L
 
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count
 
 
 class SkippedSamples(L.Callback):
     """Logs `data/skipped_<reason>` for every reason the data source counts, on this rank."""
 
-    def __init__(self, *, every_n_steps: int) -> None:
+    def __init__(self, *, every_n_steps: Count) -> None:
         self.every_n_steps = every_n_steps
         self._steps = OptimizerSteps()
 

@@ -1,11 +1,12 @@
 """A step whose gradient is an outlier is not taken."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from rfdit.limits import Count, Limit
 from rfdit.training.module import FlowModule
 
 
@@ -29,14 +30,13 @@ class SpikeGuard(L.Callback):
     """
 
     def __init__(
-        self, *, factor: float, window: int = 100, patience: int = 50, every_n_steps: int = 50
+        self,
+        *,
+        factor: Annotated[float, Limit("more than 1, the median itself", lambda factor: factor > 1)],
+        window: Count = 100,
+        patience: Count = 50,
+        every_n_steps: Count = 50,
     ) -> None:
-        if factor <= 1:
-            raise ValueError(f"callbacks.spikes.factor={factor} must be more than 1, the median itself")
-        if window < 1 or patience < 1:
-            raise ValueError(
-                f"callbacks.spikes.window={window} and callbacks.spikes.patience={patience} must be at least 1"
-            )
         self.factor, self.window, self.patience = factor, window, patience
         self.every_n_steps = every_n_steps
         self._norms = torch.full((window,), torch.nan)  # oldest first; NaN where there was no finite one

@@ -11,6 +11,7 @@ import torch
 
 from rfdit.batch import Batch, Condition
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count
 from rfdit.model.backbone import token_grid
 from rfdit.model.cost import count_macs, weightless
 from rfdit.precision import multiplies_bf16_fast
@@ -40,7 +41,7 @@ class Throughput(L.Callback):
     as PyTorch's allocator counts it, or resident on a CPU since the process began.
     """
 
-    def __init__(self, *, every_n_steps: int) -> None:
+    def __init__(self, *, every_n_steps: Count) -> None:
         self.every_n_steps = every_n_steps
         self.images_per_second = 0.0
         self._steps = OptimizerSteps()

@@ -6,6 +6,7 @@ import lightning as L
 import torch
 
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count
 from rfdit.training.module import FlowModule
 
 
@@ -15,7 +16,7 @@ class TimeBinLoss(L.Callback):
     `train/loss_t0.3` is the mean for t in [0.3, 0.4); a bin without samples is left out.
     """
 
-    def __init__(self, *, every_n_steps: int, bins: int = 10) -> None:
+    def __init__(self, *, every_n_steps: Count, bins: Count = 10) -> None:
         self.every_n_steps, self.bins = every_n_steps, bins
         self._steps = OptimizerSteps()
         self._sums = self._counts = torch.zeros(bins)

@@ -8,25 +8,29 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from rfdit.batch import Batch
 from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.limits import Count, Index
 
 
 class Trace(L.Callback):
     """Writes `trace_rank0.json`, one per rank, for chrome://tracing or ui.perfetto.dev.
 
     folder: where to. first_step, steps: which optimiser steps of this start of the run; the first ones
-        compile and warm up. A run that ends before them writes what there is.
+        compile and warm up. A run that ends during them writes what there is.
     """
 
-    def __init__(self, *, folder: str, first_step: int = 10, steps: int = 3) -> None:
-        if first_step < 0 or steps < 1:
-            raise ValueError(
-                f"callbacks.trace.first_step={first_step} must be at least 0 and "
-                f"callbacks.trace.steps={steps} at least 1"
-            )
+    def __init__(self, *, folder: str, first_step: Index = 10, steps: Count = 3) -> None:
         self.folder, self.first_step, self.steps = Path(folder), first_step, steps
         self._steps = OptimizerSteps()
         self._done = 0
         self._profile: profile | None = None
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError if this start of the run, of so many steps, has none of them."""
+        if steps <= self.first_step:
+            raise ValueError(
+                f"callbacks.trace.first_step={self.first_step} is never reached in the {steps} steps up to "
+                "trainer.max_steps, so that there would be no trace; give a lower one, or more steps"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps.start(trainer)

@@ -31,6 +31,21 @@ def pick_device(accelerator: str, setting: str = "trainer.accelerator") -> torch
     return torch.device("mps" if accelerator != "cpu" and has_mps else "cpu")
 
 
+def check_devices(devices: int, num_nodes: int, strategy: object | None) -> None:
+    """Raises ValueError for a number of devices that a strategy (None is strategy=single) cannot be spread over."""
+    if strategy is None and devices * num_nodes > 1:
+        raise ValueError(
+            f"strategy=single runs on one device, not on trainer.devices={devices} of "
+            f"trainer.num_nodes={num_nodes}; use strategy=ddp or strategy=fsdp"
+        )
+    replicas = getattr(strategy, "replicas", 1)
+    if devices * num_nodes % replicas:
+        raise ValueError(
+            f"strategy.replicas={replicas} does not divide the {devices * num_nodes} ranks "
+            "(trainer.devices times trainer.num_nodes)"
+        )
+
+
 def pick_precision(precision: str, device: torch.device, setting: str = "trainer.precision") -> str:
     """Lightning's name of a precision; `auto` is bf16 where the device multiplies it fast, else fp32."""
     if precision == "auto":

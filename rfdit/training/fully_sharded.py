@@ -80,11 +80,6 @@ class FullySharded(ModelParallelStrategy):
         # Lightning's mesh has a second dimension for tensor parallelism, which we have not.
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
-        if self.world_size % self.replicas:
-            raise ValueError(
-                f"strategy.replicas={self.replicas} does not divide the {self.world_size} ranks "
-                "(trainer.devices times trainer.num_nodes)"
-            )
         shape, names = (self.replicas, self.world_size // self.replicas), ("replicate", "shard")
         # It warns of in-place operations on what blocks return; there are none.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

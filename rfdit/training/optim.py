@@ -2,12 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from rfdit.limits import Count, Index, Limit, NotNegative, Positive, Share
+
+
+def _are_betas(values: Sequence[object]) -> bool:
+    # Types as well: of a long list, beartype looks at one.
+    return len(values) == 2 and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in values)
+
+
+Betas = Annotated[Sequence[float], Limit("two numbers, each at least 0 and less than 1", _are_betas)]
 
 
 @runtime_checkable
@@ -56,7 +66,7 @@ def refuse_step(optimizer: Optimizer, refused: Tensor) -> None:
 class ConstantSchedule:
     """Linear warm-up, then 1."""
 
-    def __init__(self, *, warmup_steps: int = 0) -> None:
+    def __init__(self, *, warmup_steps: Index = 0) -> None:
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: int) -> float:
@@ -67,10 +77,13 @@ class DecaySchedule:
     """Linear warm-up, then down to `final` at `total_steps`, on a line or a half cosine."""
 
     def __init__(
-        self, *, warmup_steps: int = 0, total_steps: int, final: float = 0.0, cosine: bool = False
+        self, *, warmup_steps: Index = 0, total_steps: int, final: Share = 0.0, cosine: bool = False
     ) -> None:
         if total_steps < 1:
-            raise ValueError(f"schedule.total_steps={total_steps} must be at least 1; set trainer.max_steps")
+            raise ValueError(
+                f"schedule.total_steps={total_steps} must be at least 1, since what decays needs an end; "
+                "set trainer.max_steps, or use schedule=constant"
+            )
         self.warmup = ConstantSchedule(warmup_steps=warmup_steps)
         self.total_steps, self.final, self.cosine = total_steps, final, cosine
 
@@ -87,14 +100,21 @@ class AdamW:
     """torch.optim.AdamW in its fused form, one kernel for all parameters."""
 
     def __init__(
-        self, *, lr: float, betas: Sequence[float], weight_decay: float, eps: float = 1e-8, schedule: Schedule
+        self,
+        *,
+        lr: NotNegative,
+        betas: Betas,
+        weight_decay: NotNegative,
+        eps: Positive = 1e-8,
+        schedule: Schedule,
     ) -> None:
-        self.lr, self.betas, self.weight_decay, self.eps = lr, betas, weight_decay, eps
+        self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
+        self.betas = (float(betas[0]), float(betas[1]))  # torch takes no integers
         self.schedule = schedule
 
     def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]:
         optimizer = torch.optim.AdamW(
-            self.groups(network), self.lr, (self.betas[0], self.betas[1]), self.eps, self.weight_decay,
+            self.groups(network), self.lr, self.betas, self.eps, self.weight_decay,
             fused=True,
         )  # fmt: skip
         # A plain function, so that a resumed run takes the schedule of its own configuration.
@@ -116,7 +136,7 @@ class AdamW:
             own = self.settings(group)
             base.append(own["lr"])
             now.append(own["lr"] * factor)
-            group |= own | {"betas": tuple(self.betas), "eps": self.eps}
+            group |= own | {"betas": self.betas, "eps": self.eps}
             group |= {"lr": now[-1], "initial_lr": base[-1]}
         schedule_state |= {"base_lrs": base, "_last_lr": now}
 
@@ -137,16 +157,14 @@ class AdamWMuP(AdamW):
     def __init__(
         self,
         *,
-        lr: float,
-        betas: Sequence[float],
-        weight_decay: float,
-        eps: float = 1e-8,
+        lr: NotNegative,
+        betas: Betas,
+        weight_decay: NotNegative,
+        eps: Positive = 1e-8,
         schedule: Schedule,
-        base_width: int,
+        base_width: Count,
     ) -> None:
         super().__init__(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, schedule=schedule)
-        if base_width < 1:
-            raise ValueError(f"optimizer.base_width={base_width} must be at least 1; it is a model.width")
         self.base_width = base_width
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:

@@ -1,7 +1,9 @@
 """From the `trainer` settings to Lightning's Trainer."""
 
 import os
+import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import lightning as L
 import torch
@@ -14,24 +16,39 @@ from lightning.pytorch.plugins.environments import (
 )
 from lightning.pytorch.strategies import Strategy
 
+from rfdit.limits import Count, Limit, Positive
 from rfdit.training.checkpoint_io import AtomicCheckpointIO
-from rfdit.training.device import pick_device, pick_precision
+from rfdit.training.device import check_devices, pick_device, pick_precision
+
+
+def _is_duration(value: object) -> bool:
+    # Six digits: a number of days that a timedelta holds.
+    form = re.fullmatch(r"\d{1,6}(:\d\d){3}", value) if isinstance(value, str) else None
+    return form is not None and any(map(int, form[0].split(":")))
+
+
+Steps = Annotated[int, Limit("at least 1, or -1 for a run without end", lambda n: n == -1 or n >= 1)]
+# Numbers as well, so that whoever writes 12 is told what is wanted.
+Duration = Annotated[
+    str | float,
+    Limit("days:hours:minutes:seconds and more than 0, such as 00:12:00:00 for twelve hours", _is_duration),
+]
 
 
 def make_trainer(
     *,
-    max_steps: int,
-    max_time: str | None = None,
+    max_steps: Steps,
+    max_time: Duration | None = None,
     accelerator: str = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
+    devices: Count = 1,
+    num_nodes: Count = 1,
     precision: str = "auto",
     strategy: Strategy | None = None,
-    gradient_clip_val: float | None = None,
-    accumulate_grad_batches: int = 1,
-    val_every_n_steps: int | None = None,
-    limit_val_batches: int | None = None,
-    log_every_n_steps: int = 50,
+    gradient_clip_val: Positive | None = None,
+    accumulate_grad_batches: Count = 1,
+    val_every_n_steps: Count | None = None,
+    limit_val_batches: Count | None = None,
+    log_every_n_steps: Count = 50,
     background_checkpoints: bool = False,
     run_dir: str,
     callbacks: Sequence[L.Callback] = (),
@@ -40,16 +57,10 @@ def make_trainer(
     """A Trainer for an endless stream: the run is counted in steps, there are no epochs.
 
     background_checkpoints: write checkpoints while training goes on; as of `AtomicCheckpointIO`.
-    Raises ValueError for a device that is asked for and is not there.
+    Raises ValueError for devices that are asked for and are not there, or that the strategy does not suit.
     """
     device = pick_device(accelerator)
-    if devices < 1 or num_nodes < 1:
-        raise ValueError(f"trainer.devices={devices} and trainer.num_nodes={num_nodes} must be at least 1")
-    if strategy is None and devices * num_nodes > 1:
-        raise ValueError(
-            f"strategy=single runs on one device, not on trainer.devices={devices} of "
-            f"trainer.num_nodes={num_nodes}; use strategy=ddp or strategy=fsdp"
-        )
+    check_devices(devices, num_nodes, strategy)
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(
             f"trainer.devices={devices} asks for more GPUs than the {torch.cuda.device_count()} here"
@@ -57,7 +68,7 @@ def make_trainer(
     return L.Trainer(
         max_steps=max_steps,
         max_epochs=-1,
-        max_time=max_time,
+        max_time=None if max_time is None else str(max_time),
         accelerator=device.type,
         devices=devices,
         num_nodes=num_nodes,

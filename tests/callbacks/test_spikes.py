@@ -110,13 +110,6 @@ def test_without_end_the_run_stops(cli: CommandLine, monkeypatch: pytest.MonkeyP
     assert message.startswith("4 steps in a row were skipped up to step 6, since their gradient norms")
 
 
-def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"callbacks\.spikes\.factor=1 must be more than 1"):
-        SpikeGuard(factor=1)
-    with pytest.raises(ValueError, match=r"callbacks\.spikes\.window=0"):
-        SpikeGuard(factor=2, window=0)
-
-
 @pytest.mark.parametrize("last", [False, True])
 def test_a_non_finite_gradient_stops_before_the_weights(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, last: bool

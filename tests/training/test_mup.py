@@ -140,8 +140,6 @@ def test_what_is_refused() -> None:
         make.adopt(state, schedule)
     with pytest.raises(ValueError, match="needs a model with `width` and `inputs`, and Linear does not"):
         make(nn.ModuleDict({"backbone": nn.Linear(2, 2)}))
-    with pytest.raises(ValueError, match=r"optimizer\.base_width=0 must be at least 1"):
-        AdamWMuP(**SETTINGS, base_width=0)
 
 
 @pytest.mark.slow
