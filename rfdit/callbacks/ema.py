@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.ema import Averages, PowerFunction, Profile, Snapshots
 from rfdit.ema.snapshots import Snapshot
+from rfdit.limits import Count
 from rfdit.network import Network
 from rfdit.training.module import FlowModule
 
@@ -30,13 +31,11 @@ class EMA(L.Callback):
         self,
         *,
         profiles: dict[str, Profile | None],
-        every_n_steps: int = 1,
+        every_n_steps: Count = 1,
         snapshots: Snapshots | None = None,
     ) -> None:
         self.profiles = {name: profile for name, profile in profiles.items() if profile is not None}
         _check_names(list(self.profiles))
-        if every_n_steps < 1:
-            raise ValueError(f"callbacks.ema.every_n_steps={every_n_steps} must be at least 1")
         self.every_n_steps = every_n_steps
         self.powers = {n: p.std for n, p in self.profiles.items() if isinstance(p, PowerFunction)}
         if snapshots is not None and not self.powers:
