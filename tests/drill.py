@@ -1,9 +1,11 @@
 """Trains in child processes that are killed again and again.
 
-    python -m tests.drill KILLS SEED OVERRIDE... [-- OVERRIDE...]
+    python -m tests.drill AIM,AIM... SEED OVERRIDE... [-- OVERRIDE...]
 
-This process has imported everything when it forks, so that a start costs no time. Half of the kills
-come while a checkpoint is being written. Prints one line per kill, and the last child's exit code.
+This process has imported everything when it forks, so that a start costs no time. An AIM is `starting`,
+for a kill before the child has begun to write a checkpoint; `writing:N`, while it writes its N-th; or
+`between:N`, after that. The moment within is random. A kill that comes too late for its aim is one more,
+and another child is aimed at. Prints one line per kill, and the last child's exit code.
 What stands behind -- is another run, which is not killed, with an exit code of its own.
 """
 
@@ -15,6 +17,8 @@ import time
 from pathlib import Path
 
 import rfdit.train
+
+TRIES = 8  # per aim
 
 
 def start(arguments: list[str]) -> int:
@@ -35,41 +39,97 @@ def start(arguments: list[str]) -> int:
     return child
 
 
-def over(child: int) -> bool:
-    return os.waitpid(child, os.WNOHANG)[0] != 0
+class Drill:
+    """Kills of one run. The random moments are fractions of what children before took to start and to write."""
 
+    def __init__(self, *, arguments: list[str], seed: int) -> None:
+        self.arguments = arguments
+        self.folder = Path(arguments[0].removeprefix("run_dir=")) / "checkpoints"
+        self.moments = random.Random(seed)
+        self.start_seconds, self.write_seconds = 1.0, 0.002
 
-def unfinished(folder: Path) -> set[str]:
-    """What is being written: a partial file, or a folder of shards without its last file."""
-    partial = {file.name for file in folder.glob(".*.partial")}
-    return partial | {file.name for file in folder.glob("*.shards") if not (file / "rest.pt").exists()}
+    def next_child(self) -> int:
+        """Goes on from the last checkpoint, if there is one."""
+        return start([*self.arguments, *(["ckpt=last"] if self.saved() else [])])
 
+    def saved(self) -> int | None:
+        """When the last checkpoint was written."""
+        try:
+            return (self.folder / "last.ckpt").resolve(strict=True).stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
 
-def main(kills: int, seed: int, run_dir: Path, arguments: list[str]) -> None:
-    moments = random.Random(seed)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    for number in range(kills):
-        resume = ["ckpt=last"] if last.exists() else []
-        before = unfinished(last.parent)
-        child = start([*arguments, *resume])
-        written = last.resolve().stat().st_mtime_ns if last.exists() else 0
-        while not over(child) and not (last.exists() and last.resolve().stat().st_mtime_ns > written):
-            time.sleep(0.002)  # something must have been gained, or the run would never end
-        while_writing = number % 2 == 1
-        deadline = time.monotonic() + (20 if while_writing else moments.uniform(0, 0.5))
-        while time.monotonic() < deadline and not (while_writing and unfinished(last.parent) - before):
-            pass
-        caught = bool(unfinished(last.parent) - before)
+    def unfinished(self) -> set[str]:
+        """What is being written: a partial file, or a folder of shards without its last file."""
+        partial = {file.name for file in self.folder.glob(".*.partial")}
+        shards = self.folder.glob("*.shards")
+        return partial | {file.name for file in shards if not (file / "rest.pt").exists()}
+
+    def kill_one(self, aim: str) -> str:
+        """What a child did that was killed as `aim` says: starting, writing or between."""
+        kind, _, number = aim.partition(":")
+        saved, left = self.saved(), self.unfinished()
+        child = self.next_child()
+        self.wait(child, kind, int(number or 1), left)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        print("killed", "while writing" if caught else "between writes", flush=True)
-    child = start([*arguments, *(["ckpt=last"] if last.exists() else [])])
+        if self.unfinished() - left:
+            return "writing"  # as what it left proves
+        return "starting" if self.saved() == saved else "between"
+
+    def hurry(self, aim: str) -> None:
+        """After a miss: what was measured may have been a moment in which the machine was busy."""
+        if aim == "starting":
+            self.start_seconds /= 2
+        else:
+            self.write_seconds /= 2
+
+    def wait(self, child: int, kind: str, number: int, left: set[str]) -> None:
+        """Returns at a random moment of those that are aimed at. left: by killed writers before."""
+        begun = time.monotonic()
+        limit = begun + self.moments.uniform(0, self.start_seconds) if kind == "starting" else None
+        for nth in range(number):
+            if not self.wait_for(child, left, writing=True, limit=limit) or limit is not None:
+                return
+            now = time.monotonic()
+            if nth == 0:
+                self.start_seconds = now - begun
+            if kind == "between" or nth < number - 1:
+                self.wait_for(child, left, writing=False)
+                self.write_seconds = time.monotonic() - now
+        limit = time.monotonic() + self.moments.uniform(0, self.write_seconds)
+        while time.monotonic() < limit:
+            pass
+
+    def wait_for(self, child: int, left: set[str], *, writing: bool, limit: float | None = None) -> bool:
+        """Whether a write began, or ended, before the limit."""
+        while bool(self.unfinished() - left) != writing:
+            if limit is not None and time.monotonic() > limit:
+                return False
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                raise SystemExit("a child ended before it was killed")
+        return True
+
+
+def main(aims: list[str], seed: int, arguments: list[str]) -> None:
+    drill = Drill(arguments=arguments, seed=seed)
+    for aim in aims:
+        for _ in range(TRIES):
+            found = drill.kill_one(aim)
+            if hit := found == aim.partition(":")[0]:
+                break
+            drill.hurry(aim)
+            print("missed", aim, "and killed", found, flush=True)
+        if not hit:
+            raise SystemExit(f"{aim} was missed {TRIES} times")
+        print("killed", found, flush=True)
+    child = drill.next_child()
     print("ended with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
     given = sys.argv[3:]
     end = given.index("--") if "--" in given else len(given)
-    for kills, arguments in ((int(sys.argv[1]), given[:end]), (0, given[end + 1 :])):
+    for aims, arguments in ((sys.argv[1].split(","), given[:end]), ([], given[end + 1 :])):
         if arguments:
-            main(kills, int(sys.argv[2]), Path(arguments[0].removeprefix("run_dir=")), arguments)
+            main(aims, int(sys.argv[2]), arguments)

@@ -1,16 +1,17 @@
-"""1,024 ranks, computed in one process: nothing that rfdit itself keeps grows with their number."""
+"""1,024 ranks, computed in one process: nothing that rfdit itself keeps or writes grows with their number."""
 
-import io
 import itertools
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -20,9 +21,11 @@ from rfdit.data.plan import Bucket, EndlessPlan, Progress, rebatched
 from rfdit.ema import Averages, FixedDecay, PowerFunction
 from rfdit.model import DiT
 from rfdit.network import Network
+from rfdit.training.checkpoint_parts import Part
 from rfdit.training.fully_sharded import FullySharded
+from rfdit.training.noting_writer import NotingWriter
 from rfdit.training.optim import AdamW, ConstantSchedule
-from rfdit.training.sharded_checkpoint import replaced
+from rfdit.training.sharded_checkpoint import _name, _publish, _tensors, replaced
 
 RANKS, WORKERS, BATCH = 1024, 4, 8
 SHARDS = [997] * 3000  # three million samples
@@ -58,9 +61,9 @@ def test_a_run_of_1024_ranks_goes_on_with_8() -> None:
 
 
 @contextmanager
-def world(size: int) -> Iterator[FullySharded]:
-    """The first of so many ranks, with a strategy; what it would send goes nowhere."""
-    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+def world(size: int, rank: int = 0) -> Iterator[FullySharded]:
+    """One of so many ranks, with a strategy; what it would send goes nowhere."""
+    dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     strategy = FullySharded(
         replicas=1,
         reshard_after_forward=True,
@@ -76,7 +79,7 @@ def world(size: int) -> Iterator[FullySharded]:
 
 
 def state(strategy: FullySharded) -> dict[str, Any]:
-    """What a checkpoint holds of networks, averages and optimiser on the first rank."""
+    """What a checkpoint holds of networks, averages and optimiser on this rank."""
     torch.manual_seed(0)
     network = Network(
         backbone=DiT(width=128, depth=2, num_heads=2, patch_size=2, in_channels=4, input_size=8),
@@ -111,21 +114,41 @@ def local_numbers(checkpoint: dict[str, Any]) -> int:
     return sum(found)
 
 
-def written_rest(checkpoint: dict[str, Any]) -> int:
-    """Bytes of the part of a checkpoint that the first rank writes for all."""
-    rest = replaced(checkpoint, lambda _, t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
-    file = io.BytesIO()
-    torch.save(rest, file)
-    return len(file.getvalue())
+def written_part(checkpoint: dict[str, Any], folder: Path) -> tuple[int, int]:
+    """Bytes of what this rank writes: beside its numbers in its part, and in the note of it."""
+    writer = NotingWriter(str(folder), save_distributed=True)
+    tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
+    dcp.save(tensors, storage_writer=writer, no_dist=True)
+    (file,) = folder.glob("*.safetensors")
+    (beside,) = folder.glob("*.json")
+    assert len(list(folder.iterdir())) == 2
+    return file.stat().st_size - 4 * local_numbers(checkpoint), beside.stat().st_size
+
+
+def written_rest(checkpoint: dict[str, Any], parts: int, folder: Path) -> int:
+    """Bytes of what the first rank writes for all, when so many ranks have written theirs."""
+    folder.mkdir(parents=True)
+    known = {f"shard-{n:05d}-model-00001-of-00001.safetensors": Part(bytes=n, crc32=n) for n in range(parts)}
+    before = folder / "last.0.shards"
+    before.mkdir()
+    _publish(checkpoint, before, folder / "last.ckpt", known)
+    assert [file.name for file in before.iterdir()] == ["rest.pt"]
+    return (before / "rest.pt").stat().st_size
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_rank_holds_its_part_and_writes_no_more_about_more_ranks() -> None:
+def test_a_rank_holds_its_part_and_writes_no_more_about_more_ranks(tmp_path: Path) -> None:
     with world(1) as strategy:
         alone = state(strategy)
-        numbers, rest = local_numbers(alone), written_rest(alone)
-    with world(RANKS) as strategy:
-        many = state(strategy)
-        # Rows are not divided: the first rank has one of each tensor at least.
-        assert local_numbers(many) < numbers / 100
-        assert written_rest(many) == rest
+        numbers, (head, note) = local_numbers(alone), written_part(alone, tmp_path / "1")
+        rest = written_rest(alone, 1, tmp_path / "rest/1")
+    for rank in (0, RANKS // 2, RANKS - 1):
+        with world(RANKS, rank) as strategy:
+            mine = state(strategy)
+            # Rows are not divided: the first ranks have one of each tensor at least, the last ones none of many.
+            assert 0 < local_numbers(mine) < numbers / 100
+            above_numbers, beside = written_part(mine, tmp_path / f"{RANKS}-{rank}")
+            assert above_numbers <= head
+            assert beside <= note
+            if rank == 0:
+                assert written_rest(mine, RANKS, tmp_path / f"rest/{RANKS}") == rest

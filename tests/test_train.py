@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from rfdit.batch import Batch
+from rfdit.training import checkpoint_io
 from rfdit.training.module import FlowModule
 from tests.command_line import FAST, CommandLine, metrics
 
@@ -115,6 +117,35 @@ def test_metrics_of_steps_that_are_done_again_are_replaced(cli: CommandLine) -> 
     Path("run/checkpoints/last.ckpt").write_bytes(Path("four/checkpoints/last.ckpt").read_bytes())
     cli.train("run_dir=run", "trainer.max_steps=8", "ckpt=last")
     assert [int(row["step"]) for row in metrics(Path("run"))] == list(range(8))
+
+
+@pytest.mark.parametrize(("log_every", "save_every"), [(1, 4), (2, 3)])
+def test_a_kill_at_a_checkpoint_costs_no_row(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, log_every: int, save_every: int
+) -> None:
+    write = checkpoint_io.write_checkpoint
+
+    def write_and_die(checkpoint: dict[str, Any], path: Path) -> None:
+        write(checkpoint, path)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    settings = [
+        f"trainer.log_every_n_steps={log_every}", f"callbacks.checkpoints.every_n_steps={save_every}",
+        "trainer.max_steps=6",
+    ]  # fmt: skip
+    cli.train("run_dir=whole", *settings)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(checkpoint_io, "write_checkpoint", write_and_die)
+        try:
+            cli.train("run_dir=killed", *settings)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    before = [step for step in range(save_every) if (step + 1) % log_every == 0]
+    assert [int(row["step"]) for row in metrics(Path("killed"))] == before
+    cli.train("run_dir=killed", "ckpt=last", *settings)
+    losses = [[(row["step"], row["train/loss"]) for row in metrics(Path(run))] for run in ("whole", "killed")]
+    assert losses[0] == losses[1]
 
 
 def test_seed_decides_everything(cli: CommandLine) -> None:

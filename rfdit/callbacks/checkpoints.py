@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rfdit.callbacks.steps import OptimizerSteps
 from rfdit.limits import Count
+from rfdit.training.metrics_csv import MetricsCSV
 
 
 class Checkpoints(Checkpoint):
@@ -31,8 +32,16 @@ class Checkpoints(Checkpoint):
     def save_last(self, trainer: L.Trainer) -> None:
         """Writes the state of now, once per step."""
         if trainer.global_step != self._saved_step:
-            trainer.save_checkpoint(self.last_path)
+            self._save(trainer, self.last_path)
             self._saved_step = trainer.global_step
+
+    @staticmethod
+    def _save(trainer: L.Trainer, path: Path) -> None:
+        """Writes metrics.csv first: what was logged before a checkpoint is not logged again after a resume."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.sync()
+        trainer.save_checkpoint(path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps.start(trainer)
@@ -41,13 +50,14 @@ class Checkpoints(Checkpoint):
         # A run that is asked to stop is saved at once: Lightning validates before it ends.
         due = trainer.global_step % self.every_n_steps == 0 or trainer.should_stop
         if self._steps(trainer) and due:
+            log_step(trainer)
             self.save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor or "")
         if trainer.state.fn == "fit" and score is not None and float(score) < self.best:
             self.best = float(score)
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._save(trainer, self.folder / "best.ckpt")
             self._saved_step = -1  # the last checkpoint knows nothing of this best yet
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -58,3 +68,17 @@ class Checkpoints(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+def log_step(trainer: L.Trainer) -> None:
+    """Gives metrics.csv the row of the step that callbacks are called for now.
+
+    Lightning logs it after them, which is too late for a run that is killed when the checkpoint has
+    just been written; it has no public way to ask for these values without those of earlier steps.
+    """
+    connector = trainer._logger_connector
+    if connector.should_update_logs:
+        values = {name: float(value) for name, value in connector.metrics["log"].items()}
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.log_metrics(values, step=trainer.global_step - 1)

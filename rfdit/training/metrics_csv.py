@@ -1,10 +1,10 @@
-"""metrics.csv: every logged number, appended to as the run goes on."""
+"""metrics.csv: every logged number, written as it is logged."""
 
 import csv
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -29,7 +29,9 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self._columns: list[str] = ["step"]
-        self._pending: dict[int, dict[str, float]] = {}
+        self._rows: dict[int, dict[str, float]] = {}  # what is not in the file, and the newest step's
+        self._changed: set[int] = set()  # steps of which the file lacks something
+        self._newest = -1  # step of the file's last row
         self._opened = False
 
     @property
@@ -45,43 +47,61 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = self._pending.setdefault(step or 0, {})
-        row.update({name: float(value) for name, value in metrics.items() if name != "epoch"})
+        row = self._rows.setdefault(step or 0, {})
+        new = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        if new.items() - row.items():
+            row.update(new)
+            self._changed.add(step or 0)
 
     @rank_zero_only
     def save(self) -> None:
-        # The newest step may get more columns yet, from a validation after it.
-        self._write({step: row for step, row in self._pending.items() if step < max(self._pending)})
+        """Writes what was logged: of that a process that is killed loses nothing."""
+        if not self._changed:
+            return
+        new = sorted({name for row in self._rows.values() for name in row} - set(self._columns))
+        if new or not self._opened or min(self._changed) <= self._newest:  # a validation after its step
+            self._rewrite(new)
+        else:
+            with self.path.open("a", newline="") as file:
+                self._write_rows(file)
+        self._newest = max(self._rows)
+        self._rows = {self._newest: self._rows[self._newest]}
+        self._changed.clear()
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """Writes what was logged and makes it outlast a loss of power."""
+        self.save()
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write(dict(self._pending))
+        self.save()
 
-    def _write(self, rows: dict[int, dict[str, float]]) -> None:
-        if not rows:
-            return
-        if not self._opened:
-            self._open(first_step=min(rows))
-        new = sorted({name for row in rows.values() for name in row} - set(self._columns))
-        if new:
-            self._columns += new
-            self._rewrite(read_metrics(self.path))
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writerows({"step": step, **row} for step, row in sorted(rows.items()))
-        self._pending = {step: row for step, row in self._pending.items() if step not in rows}
+    def _write_rows(self, file: TextIO) -> None:
+        writer = csv.DictWriter(file, self._columns)
+        writer.writerows({"step": step, **self._rows[step]} for step in sorted(self._changed))
 
-    def _open(self, first_step: int) -> None:
+    def _rewrite(self, new_columns: list[str]) -> None:
+        """Replaces the file by one with other columns or other rows than can be appended."""
+        rows = read_metrics(self.path)
+        if self._opened:
+            rows = [row for row in rows if int(row["step"]) not in self._changed]
+        else:  # what a run has done that is gone on with from an earlier step
+            rows = [row for row in rows if int(row["step"]) < min(self._changed)]
+            self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
+            new_columns = [name for name in new_columns if name not in self._columns]
+        self._columns += new_columns
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if int(row["step"]) < first_step]
-        self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
-        self._rewrite(rows)
-        self._opened = True
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
+            self._write_rows(file)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, self.path)
+        self._opened = True

@@ -16,14 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rfdit.checksum import changed_record, crc32_of
+from rfdit.checksum import changed_record
+from rfdit.training.checkpoint_parts import PARTS, Part, check_sums, damaged, summary, take_parts
 
 SECTIONS = ("state_dict", "ema", "optimizer_states")  # of a checkpoint, whose tensors are sharded
 REST = "rest.pt"  # all else; the sections' tensors are there by shape and dtype alone
-SIZES = (
-    "bytes_of_parts"  # in the rest, by file: a part that is missing would be read as whatever is in memory
-)
-SUMS = "crc32_of_parts"  # in the rest, by file; older checkpoints have none
 SUFFIX = ".shards"
 Keys = tuple[str | int, ...]  # the keys that lead to a tensor of a checkpoint
 
@@ -53,30 +50,29 @@ def write_sharded(
     import torch.distributed.checkpoint as dcp  # takes a second, which who reads one file need not wait
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from rfdit.training.summing_writer import SummingWriter
+    from rfdit.training.noting_writer import NotingWriter
 
     tensors = {_name(keys): tensor for keys, tensor in _tensors(checkpoint)}
-    writer = SummingWriter(str(folder), save_distributed=True)
+    writer = NotingWriter(str(folder), save_distributed=True)
     first = dist.get_rank() == 0
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group)
         if first:
-            _publish(checkpoint, folder, path, writer.sums)
+            _publish(checkpoint, folder, path, writer.parts)
     except (Exception, CheckpointException) as error:  # the latter is none of the former
         if first:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
 
 
-def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, sums: dict[str, int]) -> None:
+def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, parts: dict[str, Part]) -> None:
     """Writes the rest, makes all of it last, and lets the name mean the new folder."""
     rest = replaced(
         checkpoint, lambda keys, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     )
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    torch.save(rest | {SIZES: sizes, SUMS: sums}, folder / REST)
-    for file in (*folder.iterdir(), folder):
-        _flush(file)
+    torch.save(rest | {PARTS: summary(parts)}, folder / REST)
+    for place in (folder / REST, folder):  # the parts are flushed by the ranks that wrote them
+        _flush(place)
     link = path.with_name(f".{path.name}.{folder.name}")
     link.symlink_to(folder.name)
     make_way(path)
@@ -113,41 +109,12 @@ def read_rest(path: Path) -> dict[str, Any]:
     return _read_rest(path)[0]
 
 
-def _read_rest(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """See `read_rest`; and the checksums of the other files, none where an older version wrote it."""
+def _read_rest(path: Path) -> tuple[dict[str, Any], dict[str, Part]]:
+    """See `read_rest`; and the other files, by name."""
     if record := changed_record(path / REST):
-        raise ValueError(_damaged(path, f"{REST} ({record})"))
+        raise ValueError(damaged(path, [f"{REST} ({record})"]))
     rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
-    for name, size in rest.pop(SIZES).items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            has = "is missing" if found is None else f"has {found} bytes instead of {size}"
-            raise ValueError(f"ckpt={path} is not whole: {name} {has}; take another checkpoint")
-    return rest, rest.pop(SUMS, {})
-
-
-def _damaged(path: Path, part: str) -> str:
-    return f"ckpt={path} is damaged: {part} in it is not what was written; take another checkpoint"
-
-
-def _sum_of(file: Path) -> int | None:
-    """None for a file that cannot be read: the other ranks wait to hear of it."""
-    try:
-        return crc32_of(file)
-    except OSError:
-        return None
-
-
-def _check_sums(path: Path, sums: dict[str, int], *, together: bool) -> None:
-    """Raises ValueError for a file with another checksum; of ranks together, each reads its share."""
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-    changed = [name for name in sorted(sums)[rank::ranks] if _sum_of(path / name) != sums[name]]
-    if together:
-        of_ranks: list[list[str]] = [[]] * ranks
-        dist.all_gather_object(of_ranks, changed)
-        changed = [name for names in of_ranks for name in names]
-    if changed:
-        raise ValueError(_damaged(path, ", ".join(changed)))
+    return rest, take_parts(path, rest)
 
 
 def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None = None) -> dict[str, Any]:
@@ -159,8 +126,8 @@ def read_sharded(path: Path, *, empty: Callable[[Keys, Tensor], Tensor] | None =
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    rest, sums = _read_rest(path)
-    _check_sums(path, sums, together=empty is not None)
+    rest, parts = _read_rest(path)
+    check_sums(path, parts, together=empty is not None)
     make = empty or (lambda keys, form: torch.empty_like(form, device="cpu"))
     found = {keys: make(keys, form) for keys, form in _tensors(rest)}
     tensors = {_name(keys): tensor for keys, tensor in found.items()}

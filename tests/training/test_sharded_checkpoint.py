@@ -1,5 +1,7 @@
 """Checkpoints in parts: whole or refused, on one rank; tests/test_strategies.py has two."""
 
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -48,13 +50,27 @@ def write(path: Path, value: float = 1.0) -> None:
     write_sharded(checkpoint(value), path, folder)
 
 
-def forget_checksums(folder: Path) -> None:
-    """Leaves the checkpoint as older versions wrote it."""
+def as_of_an_older_version(folder: Path, *, sums: bool) -> None:
+    """Leaves the checkpoint as it was written when rank 0's file said all that is known of the parts."""
     (file,) = folder.glob("last*.shards/rest.pt")
     rest = torch.load(file, weights_only=True)
-    (part,) = rest.pop("crc32_of_parts")
-    assert part in rest["bytes_of_parts"]
-    torch.save(rest, file)
+    del rest["parts"]
+    rest["bytes_of_parts"], found = {}, {}
+    for beside in file.parent.glob("*.safetensors.json"):
+        known, name = json.loads(beside.read_text()), beside.name.removesuffix(".json")
+        rest["bytes_of_parts"][name], found[name] = known["bytes"], known["crc32"]
+        beside.unlink()
+    assert len(found) == 1
+    torch.save(rest | ({"crc32_of_parts": found} if sums else {}), file)
+
+
+def flip_a_byte(folder: Path, value: float) -> str:
+    """Of a tensor that holds `value`; the name of the part."""
+    (part,) = folder.glob("last*.shards/*.safetensors")
+    data = bytearray(part.read_bytes())
+    data[data.index(torch.full((8,), value).numpy().tobytes()) + 6] ^= 1
+    part.write_bytes(data)
+    return part.name
 
 
 def assert_holds(path: Path, value: float) -> None:
@@ -94,7 +110,7 @@ def test_a_damaged_part_is_told_in_a_sentence(tmp_path: Path) -> None:
     part.write_bytes(b"\xff" * part.stat().st_size)
     with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name}"):
         read_raw(tmp_path / "last.ckpt")
-    forget_checksums(tmp_path)
+    as_of_an_older_version(tmp_path, sums=False)
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read: .*; take another checkpoint"):
         read_raw(tmp_path / "last.ckpt")
 
@@ -102,13 +118,10 @@ def test_a_damaged_part_is_told_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [1.0, 0.5])  # of the weights, and of the average
 def test_a_flipped_byte_of_a_part_is_noticed(tmp_path: Path, value: float) -> None:
     write(tmp_path / "last.ckpt")
-    (part,) = tmp_path.glob("last*.shards/*.safetensors")
-    data = bytearray(part.read_bytes())
-    data[data.index(torch.full((8,), value).numpy().tobytes()) + 6] ^= 1
-    part.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name} .*; take another checkpoint"):
+    part = flip_a_byte(tmp_path, value)
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part} .*; take another checkpoint"):
         read_raw(tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part.name}"):  # as training reads it
+    with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part}"):  # as training reads it
         read_sharded(tmp_path / "last.ckpt", empty=lambda keys, form: torch.empty_like(form, device="cpu"))
     assert read_raw(tmp_path / "last.ckpt", weights=False)["global_step"] == 7  # which was not damaged
 
@@ -124,10 +137,42 @@ def test_a_flipped_byte_beside_the_parts_is_noticed(tmp_path: Path) -> None:
             read_raw(tmp_path / "last.ckpt", weights=weights)
 
 
-def test_checkpoints_of_older_versions_have_no_checksums(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sums", [True, False])
+def test_checkpoints_of_older_versions_are_read_and_checked(tmp_path: Path, sums: bool) -> None:
     write(tmp_path / "last.ckpt")
-    forget_checksums(tmp_path)
+    as_of_an_older_version(tmp_path, sums=sums)
     assert_holds(tmp_path / "last.ckpt", 1.0)
+    part = flip_a_byte(tmp_path, 1.0)
+    if sums:
+        with pytest.raises(ValueError, match=rf"last\.ckpt is damaged: {part} "):
+            read_raw(tmp_path / "last.ckpt")
+    (file,) = tmp_path.glob("last*.shards/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"last\.ckpt is not whole: {part} has \d+ bytes instead of \d+"):
+        read_raw(tmp_path / "last.ckpt")
+
+
+def test_a_part_of_another_state_is_noticed(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "last.ckpt", value)
+    (foreign,) = tmp_path.glob("other/last*.shards/*.safetensors")
+    (mine,) = tmp_path.glob("one/last*.shards/*.safetensors")
+    for suffix in ("", ".json"):  # whole, with the note that belongs to it
+        shutil.copy(f"{foreign}{suffix}", f"{mine}{suffix}")
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged: a \.json file of a part"):
+        read_raw(tmp_path / "one/last.ckpt", weights=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "is damaged: a .json file of a part"), (None, "is not whole: 0 of 1 parts")]
+)
+def test_a_note_that_is_damaged_or_missing_is_noticed(tmp_path: Path, text: str | None, told: str) -> None:
+    write(tmp_path / "last.ckpt")
+    (beside,) = tmp_path.glob("last*.shards/*.json")
+    beside.unlink() if text is None else beside.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"last.ckpt {told}")):
+        read_raw(tmp_path / "last.ckpt")
 
 
 def test_what_cannot_be_written_leaves_the_old_state(tmp_path: Path) -> None:

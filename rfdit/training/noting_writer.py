@@ -1,4 +1,4 @@
-"""The writer of sharded checkpoints' files, with their checksums."""
+"""The writer of sharded checkpoints' files, with a note of each."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,22 +9,25 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from rfdit.checksum import crc32_of
+from rfdit.training.checkpoint_parts import Part, note
 
 
-class SummingWriter(HuggingFaceStorageWriter):
-    """Every rank sums up the file that it has written, and the first one learns all sums."""
+class NotingWriter(HuggingFaceStorageWriter):
+    """Every rank flushes its file and notes its size and checksum; the first one learns them all.
 
-    sums: dict[str, int]
+    parts: after a save, on the first rank, by file.
+    """
+
+    parts: dict[str, Part]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         written = super().write_data(plan, planner).wait()
         names = {result.storage_data.relative_path for result in written}
-        sums = {name: crc32_of(Path(self.path) / name) for name in names}
-        summed: Future[list[WriteResult]] = Future()
-        summed.set_result([replace(result, storage_data=sums) for result in written])
-        return summed
+        parts = {name: note(Path(self.path) / name) for name in names}
+        noted: Future[list[WriteResult]] = Future()
+        noted.set_result([replace(result, storage_data=parts) for result in written])
+        return noted
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        self.sums = {name: crc for rank in results if rank for name, crc in rank[0].storage_data.items()}
+        self.parts = {name: part for rank in results if rank for name, part in rank[0].storage_data.items()}
