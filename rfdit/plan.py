@@ -1,6 +1,7 @@
 """What a run would need, before it starts: `python -m rfdit.plan` with the settings of train.py."""
 
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -138,8 +139,8 @@ def make_plan(config: dict[str, Any], name: str) -> Plan:
     if not 0 < config["mfu"] <= 1:
         raise ValueError(f"mfu={config['mfu']} is a share of the peak, above 0 and at most 1")
     given = config["peak_tflops"]
-    if given is not None and given <= 0:
-        raise ValueError(f"peak_tflops={given} must be more than 0; null measures this machine's")
+    if given is not None and not 0 < given < math.inf:
+        raise ValueError(f"peak_tflops={given} must be more than 0 and finite; null measures this machine's")
     trainer = config["trainer"]
     check_devices(trainer["devices"], trainer["num_nodes"], build(config["strategy"]))
     device, precision = pick(config)

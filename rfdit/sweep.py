@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rfdit.command_line import sentence
 from rfdit.training.checkpoint import changed_settings, read_checkpoint
-from rfdit.training.local_ranks import RanksApartError
 from rfdit.training.metrics_csv import read_metrics
 from rfdit.training.run_state import (
     FAILED,
@@ -121,7 +120,7 @@ def _without(folder: Path, stale: set[str]) -> str:
 
 
 def run_point(folder: Path, run: Callable[[], float | None]) -> float | None:
-    """Runs one point of a sweep; what goes wrong is recorded in its folder, and ends the sweep if it must.
+    """Runs one point of a sweep; what goes wrong is recorded in its folder.
 
     Raises RuntimeError for a failure where the sweeper keeps count of them itself; returns None otherwise.
     """
@@ -131,12 +130,9 @@ def run_point(folder: Path, run: Callable[[], float | None]) -> float | None:
         return run()
     except Exception as error:
         known = isinstance(error, ValueError | OSError)
-        text = sentence(error, "train") if known else _named(error)
+        text = sentence(error, "train") if known else f"{type(error).__name__}: {error}"
         mark_failed(folder, text, error)
         print(f"failed: {folder}: {text}", flush=True)
-        if isinstance(error, RanksApartError):
-            print("the sweep ends here, since its ranks may have been left at different places", flush=True)
-            raise SystemExit(1) from None
     finally:
         gc.collect()  # the network and the optimiser of this point are in cycles
         if torch.cuda.is_available():
@@ -144,10 +140,6 @@ def run_point(folder: Path, run: Callable[[], float | None]) -> float | None:
     if "max_failure_rate" in HydraConfig.get().sweeper:
         raise RuntimeError(text)
     return None
-
-
-def _named(error: Exception) -> str:
-    return str(error) if isinstance(error, RanksApartError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from rfdit.training.device import pick_device
 from rfdit.training.fp8 import check_fp8
 from rfdit.training.fully_sharded import starts_empty
 from rfdit.training.local_ranks import LocalRanks, check_ranks
+from rfdit.training.meeting import meet
 from rfdit.training.memory import keep_freed_memory
 from rfdit.training.module import FlowModule
 from rfdit.training.run_folder import describe_run
@@ -136,7 +138,7 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
     devices, nodes = config["trainer"]["devices"], config["trainer"]["num_nodes"]
     check_ranks(devices, nodes)
     command = rank_command(run_dir, config["ckpt"])
-    with LocalRanks(command=command, count=devices, in_sweep=in_sweep) as ranks:
+    with LocalRanks(command=command, count=devices) as ranks:
         training = build_training(config)
         start = 0 if resume is None else _check_resume(resume, training, config)
         _check_trace(training.trainer, start)
@@ -150,6 +152,9 @@ def train(cfg: DictConfig, *, run_dir: Path, overrides: list[str], in_sweep: boo
                 flush=True,
             )
         ranks.start()
+        if in_sweep and ranks.placed:
+            minutes = config["strategy"].get("timeout_minutes", 30)
+            meet(training.trainer, point=HydraConfig.get().job.num, timeout=timedelta(minutes=minutes))
         training.trainer.fit(training.module, datamodule=training.data, ckpt_path=resume, weights_only=True)
         metrics = {name: float(value) for name, value in training.trainer.callback_metrics.items()}
         _report(training, run_dir, overrides, metrics, in_sweep)
@@ -170,10 +175,13 @@ def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> i
 
 
 def _check_trace(trainer: L.Trainer, start: int) -> None:
-    """Raises ValueError for a profile of steps that a run which starts at this one does not come to."""
+    """Raises ValueError for a profile of steps that a new run does not come to.
+
+    One that is resumed has its profile already, or may be near its end.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Trace) and trainer.max_steps > 0:
-            callback.check(trainer.max_steps - start)
+        if isinstance(callback, Trace) and trainer.max_steps > 0 and start == 0:
+            callback.check(trainer.max_steps)
 
 
 def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:
@@ -181,7 +189,8 @@ def rank_command(run_dir: Path, ckpt: str | None) -> list[str]:
     job = HydraConfig.get()
     sources = job.runtime.config_sources
     folders = [source.path for source in sources if source.provider == "command-line"]
-    own = next(source.path for source in sources if source.provider == "main")  # conf/, or --config-path
+    main = next(source for source in sources if source.provider == "main")  # conf/, or --config-path
+    own = main.path if main.schema == "file" else f"{main.schema}://{main.path}"
     # As they were typed: what refers to other settings must do so there too.
     typed: Any = OmegaConf.to_container(job.overrides, resolve=False)
     search = [override for override in typed["hydra"] if override.startswith("hydra.searchpath=")]

@@ -266,23 +266,34 @@ def test_a_sweep_by_another_launcher(tmp_path: Path, launcher: str) -> None:
         assert len(curve(run.parent.parent)) == 2
 
 
-def test_a_scheduler_that_places_the_ranks(tmp_path: Path) -> None:
-    """What SLURM's srun tells two tasks, by which they find each other."""
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_scheduler_that_places_the_ranks(tmp_path: Path, sweep: bool) -> None:
+    """What SLURM's srun tells two tasks, by which they find each other, at every point of a sweep too."""
+    options = ["-m", "strategy=ddp,fsdp"] if sweep else ["strategy=ddp"]
     slurm = {
         "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "localhost",
         "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "2", "MASTER_PORT": str(20000 + os.getpid() % 20000),
     }  # fmt: skip
     tasks = [
-        start(tmp_path / "run", "strategy=ddp", *TWO, **slurm, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        start(
+            tmp_path / "run",
+            *options,
+            *TWO,
+            later=["trainer.max_steps=3"],
+            **slurm,
+            SLURM_PROCID=rank,
+            SLURM_LOCALID=rank,
+        )
         for rank in ("0", "1")
     ]
     for task in tasks:
         finish(task)
-    assert len(curve(tmp_path / "run")) == 20
+    runs = [file.parent for file in tmp_path.glob("**/metrics.csv")]
+    assert [len(curve(folder)) for folder in runs] == [3] * (1 + sweep)
 
 
 def test_a_sweep_of_ranks_that_torchrun_has_placed(tmp_path: Path) -> None:
-    """Every point trains on both; after a failure, ranks may be anywhere, and the sweep ends."""
+    """Every point trains on both, also after one that one of them has left."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     (tmp_path / "failing.py").write_text(
         "import lightning as L\n"
@@ -302,10 +313,10 @@ def test_a_sweep_of_ranks_that_torchrun_has_placed(tmp_path: Path) -> None:
     )  # fmt: skip
     output = finish(process, 1)
     assert "rank 1 is ill" in output
-    assert "the sweep ends here" in output
-    for rate in ("1e-05", "2e-05"):
+    for rate in ("1e-05", "2e-05", "3e-05"):
         assert len(curve(tmp_path / f"sweep/optimizer.lr={rate}")) == 2
-    assert not (tmp_path / "sweep/optimizer.lr=3e-05").exists()
+        assert (tmp_path / f"sweep/optimizer.lr={rate}/finished.json").exists()
+    assert (tmp_path / "sweep/optimizer.lr=0.001/failed.json").exists()
 
 
 def test_ranks_that_the_replicas_do_not_divide(tmp_path: Path) -> None:

@@ -77,8 +77,10 @@ def log_step(trainer: L.Trainer) -> None:
     just been written; it has no public way to ask for these values without those of earlier steps.
     """
     connector = trainer._logger_connector
-    if connector.should_update_logs:
-        values = {name: float(value) for name, value in connector.metrics["log"].items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+    if loggers and connector.should_update_logs:
+        metrics = connector.metrics["log"]  # by every rank: some are summed over all
+        if trainer.is_global_zero:  # numbers wait for the device
+            values = {name: float(value) for name, value in metrics.items()}
+            for logger in loggers:
                 logger.log_metrics(values, step=trainer.global_step - 1)

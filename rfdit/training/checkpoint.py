@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rfdit.autoencoder.contract import LatentContract
 from rfdit.checksum import changed_record
+from rfdit.durable import flush
 from rfdit.training.sharded_checkpoint import is_sharded, make_way, read_rest, read_sharded, remove_shards
 
 # Settings that change speed, memory or places, not the function that the weights compute.
@@ -29,6 +30,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
             os.fsync(file.fileno())
         make_way(target)
         partial.replace(target)
+        flush(target.parent)
         remove_shards(target)
     except RuntimeError as error:  # which torch makes of the OSError of a full disk
         raise OSError(f"{target} cannot be written, perhaps for want of room: {error}") from error

@@ -56,28 +56,22 @@ class RankFailedError(ValueError):
     """Another rank failed, and said why."""
 
 
-class RanksApartError(RuntimeError):
-    """A run failed whose ranks a launcher has placed: they can not be sure to begin another one together."""
-
-
 class LocalRanks:
     """A context in which this process is rank 0 of `count` on this machine.
 
     command: starts another rank; it must not start ranks in turn, which LOCAL_RANK tells it.
     count: 1, or a launcher that has placed this process already, makes the context start nothing.
-    in_sweep: other runs follow in this process. If a launcher has placed it, they keep its process group:
-        they leave one run at different moments, so that the last might look for the others' next meeting
-        at the address of the one before. A failure while they train ends in RanksApartError.
+    placed: whether that was a launcher.
 
     The others start with `start()`, so that what is wrong with a configuration is said once. A rank
     that fails ends all: none is left waiting for it. Lightning's own launcher repeats the command line,
     which under Hydra's multirun is the whole sweep.
     """
 
-    def __init__(self, *, command: Sequence[str], count: int, in_sweep: bool = False) -> None:
+    def __init__(self, *, command: Sequence[str], count: int) -> None:
         self.command = list(command)
-        self._keeps_group, self._started = in_sweep and is_placed(), False
-        self.count = 1 if is_placed() else count
+        self.placed = is_placed()
+        self.count = 1 if self.placed else count
         self._ranks: list[subprocess.Popen[bytes]] = []
         self._before: dict[str, str | None] = {}
         self._over = threading.Event()
@@ -103,7 +97,6 @@ class LocalRanks:
 
     def start(self) -> None:
         """Starts the other ranks, and a watch over them."""
-        self._started = True
         place = {PARENT: str(os.getpid()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         for rank in range(1, self.count):
             environment = os.environ | place | {"LOCAL_RANK": str(rank)}
@@ -131,7 +124,7 @@ class LocalRanks:
         failed = None if error is None or in_order else self._end(error)
         for rank in self._ranks:
             rank.wait()
-        if torch.distributed.is_initialized() and not (self._grouped or self._keeps_group):
+        if torch.distributed.is_initialized() and not self._grouped:
             torch.distributed.destroy_process_group()
         torch.set_num_threads(self._threads)
         for name, value in self._before.items():
@@ -139,8 +132,6 @@ class LocalRanks:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        if self._keeps_group and self._started and isinstance(error, Exception):
-            raise RanksApartError(f"{type(error).__name__}: {error}") from error
         if failed is not None and isinstance(error, RuntimeError):
             # This one only found that it was alone.
             raise RankFailedError(f"rank {failed} failed; what it said is above") from None

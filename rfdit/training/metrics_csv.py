@@ -9,6 +9,8 @@ from typing import Any, TextIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from rfdit.durable import flush
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.csv as text, empty where nothing was logged; none where there is no file."""
@@ -49,7 +51,8 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(step or 0, {})
         new = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        if new.items() - row.items():
+        # By what is written of them, since NaN is equal to nothing.
+        if any(str(row.get(name)) != str(value) for name, value in new.items()):
             row.update(new)
             self._changed.add(step or 0)
 
@@ -73,8 +76,7 @@ class MetricsCSV(Logger):
         """Writes what was logged and makes it outlast a loss of power."""
         self.save()
         if self.path.exists():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -86,22 +88,22 @@ class MetricsCSV(Logger):
 
     def _rewrite(self, new_columns: list[str]) -> None:
         """Replaces the file by one with other columns or other rows than can be appended."""
-        rows = read_metrics(self.path)
-        if self._opened:
-            rows = [row for row in rows if int(row["step"]) not in self._changed]
-        else:  # what a run has done that is gone on with from an earlier step
-            rows = [row for row in rows if int(row["step"]) < min(self._changed)]
-            self._columns = list(dict.fromkeys(["step", *(name for row in rows for name in row)]))
+        rows: dict[int, dict[str, Any]] = {int(row["step"]): dict(row) for row in read_metrics(self.path)}
+        if not self._opened:  # what a run has done that is gone on with from an earlier step
+            rows = {step: row for step, row in rows.items() if step < min(self._changed)}
+            self._columns = list(dict.fromkeys(["step", *(name for row in rows.values() for name in row)]))
             new_columns = [name for name in new_columns if name not in self._columns]
         self._columns += new_columns
+        for step in self._changed:
+            rows[step] = {**rows.get(step, {}), "step": step, **self._rows[step]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(rows)
-            self._write_rows(file)
+            writer.writerows(rows[step] for step in sorted(rows))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
+        flush(self.path.parent)
         self._opened = True

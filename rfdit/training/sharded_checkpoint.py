@@ -4,7 +4,6 @@ A sharded checkpoint is a folder. `NAME.ckpt` is a symbolic link to it, so that 
 old state by the new: a kill at any moment leaves one of them whole.
 """
 
-import os
 import secrets
 import shutil
 import warnings
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rfdit.checksum import changed_record
+from rfdit.durable import flush
 from rfdit.training.checkpoint_parts import PARTS, Part, check_sums, damaged, summary, take_parts
 
 SECTIONS = ("state_dict", "ema", "optimizer_states")  # of a checkpoint, whose tensors are sharded
@@ -72,12 +72,12 @@ def _publish(checkpoint: dict[str, Any], folder: Path, path: Path, parts: dict[s
     )
     torch.save(rest | {PARTS: summary(parts)}, folder / REST)
     for place in (folder / REST, folder):  # the parts are flushed by the ranks that wrote them
-        _flush(place)
+        flush(place)
     link = path.with_name(f".{path.name}.{folder.name}")
     link.symlink_to(folder.name)
     make_way(path)
     link.replace(path)
-    _flush(path.parent)
+    flush(path.parent)
     remove_shards(path)
 
 
@@ -85,13 +85,6 @@ def make_way(path: Path) -> None:
     """Moves a folder aside that stands where a checkpoint's name will: links were followed when it was copied."""
     if path.is_dir() and not path.is_symlink():
         path.rename(path.with_name(f"{path.stem}.{secrets.token_hex(3)}{SUFFIX}"))
-
-
-def _flush(path: Path) -> None:
-    """Makes a file, or a folder's names, outlast a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def remove_shards(path: Path) -> None:

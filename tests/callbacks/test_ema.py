@@ -200,6 +200,14 @@ def test_snapshots_and_the_last_step_are_updates_too(tmp_path: Path) -> None:
         assert_equal(dict(network.state_dict()), dict(other.networks[name].state_dict()))
 
 
+def test_averages_that_never_moved_are_warned_of() -> None:
+    ema, module, trainer = start(EMA(profiles=dict(PROFILES), every_n_steps=4))
+    for _ in range(3):
+        take_step(ema, module, trainer)
+    with pytest.warns(UserWarning, match=r"callbacks\.ema\.every_n_steps=4 was not reached"):
+        ema.on_train_end(trainer, module)
+
+
 @pytest.mark.parametrize(
     ("profiles", "message"),
     [

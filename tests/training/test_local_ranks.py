@@ -9,7 +9,6 @@ from rfdit.training.local_ranks import (
     PLACE,
     LocalRanks,
     RankFailedError,
-    RanksApartError,
     check_ranks,
     is_placed,
 )
@@ -61,26 +60,6 @@ def test_tasks_that_could_not_meet_are_refused(monkeypatch: pytest.MonkeyPatch) 
         check_ranks(2, 1)
     monkeypatch.setenv("SUBMITIT_LOCAL_NTASKS", "1")
     check_ranks(2, 1)
-
-
-def test_a_failure_among_placed_ranks_ends_more_than_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a sweep, and only once they have begun to train: before that all ranks fail alike."""
-
-    def fails(*, in_sweep: bool, started: bool) -> None:
-        with LocalRanks(command=[], count=2, in_sweep=in_sweep) as ranks:
-            if started:
-                ranks.start()
-            raise ValueError("mine")
-
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(RanksApartError, match="ValueError: mine"):
-        fails(in_sweep=True, started=True)
-    for in_sweep, started in ((True, False), (False, True)):
-        with pytest.raises(ValueError, match="mine"):
-            fails(in_sweep=in_sweep, started=started)
-    monkeypatch.delenv("LOCAL_RANK")
-    with pytest.raises(ValueError, match="mine"):
-        fails(in_sweep=True, started=False)
 
 
 def test_what_a_run_leaves_in_the_environment_is_gone_for_the_next() -> None:

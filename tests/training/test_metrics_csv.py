@@ -48,6 +48,29 @@ def test_the_same_values_again_are_not_written_again(tmp_path: Path) -> None:
     assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
 
 
+def test_nan_is_the_same_value_as_nan(tmp_path: Path) -> None:
+    logger = MetricsCSV(folder=str(tmp_path))
+    logger.log_metrics({"a": float("nan")}, step=1)
+    logger.save()
+    written = (tmp_path / "metrics.csv").stat()
+    logger.log_metrics({"a": float("nan")}, step=1)
+    logger.save()
+    assert (tmp_path / "metrics.csv").stat().st_ino == written.st_ino
+
+
+def test_a_value_of_an_earlier_step_joins_its_row(tmp_path: Path) -> None:
+    logger = MetricsCSV(folder=str(tmp_path))
+    for step in (1, 2):
+        logger.log_metrics({"a": float(step)}, step=step)
+        logger.save()
+    logger.log_metrics({"late": 5.0}, step=1)
+    logger.save()
+    assert [list(row.values()) for row in rows(tmp_path)] == [["1", "1.0", "5.0"], ["2", "2.0", ""]]
+    logger.log_metrics({"a": 3.0}, step=3)
+    logger.save()
+    assert [row["a"] for row in rows(tmp_path)] == ["1.0", "2.0", "3.0"]
+
+
 def test_late_columns_and_a_resume(tmp_path: Path) -> None:
     first = MetricsCSV(folder=str(tmp_path))
     for step in (1, 2, 3):
