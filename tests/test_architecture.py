@@ -20,6 +20,7 @@ LAYERS = [
     [
         "flow",
         "checksum",
+        "durable",
         "randomness",
         "images",
         "precision",
