@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
@@ -96,25 +97,24 @@ class DecaySchedule:
         return self.final + (1 - self.final) * left
 
 
+@dataclass(kw_only=True)
 class AdamW:
     """torch.optim.AdamW in its fused form, one kernel for all parameters."""
 
-    def __init__(
-        self,
-        *,
-        lr: NotNegative,
-        betas: Betas,
-        weight_decay: NotNegative,
-        eps: Positive = 1e-8,
-        schedule: Schedule,
-    ) -> None:
-        self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
-        self.betas = (float(betas[0]), float(betas[1]))  # torch takes no integers
-        self.schedule = schedule
+    lr: NotNegative
+    betas: Betas
+    weight_decay: NotNegative
+    eps: Positive = 1e-8
+    schedule: Schedule
+
+    @property
+    def _pair(self) -> tuple[float, float]:
+        """The betas as torch takes them, which takes no integers."""
+        return float(self.betas[0]), float(self.betas[1])
 
     def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]:
         optimizer = torch.optim.AdamW(
-            self.groups(network), self.lr, self.betas, self.eps, self.weight_decay,
+            self.groups(network), self.lr, self._pair, self.eps, self.weight_decay,
             fused=True,
         )  # fmt: skip
         # A plain function, so that a resumed run takes the schedule of its own configuration.
@@ -136,11 +136,12 @@ class AdamW:
             own = self.settings(group)
             base.append(own["lr"])
             now.append(own["lr"] * factor)
-            group |= own | {"betas": self.betas, "eps": self.eps}
+            group |= own | {"betas": self._pair, "eps": self.eps}
             group |= {"lr": now[-1], "initial_lr": base[-1]}
         schedule_state |= {"base_lrs": base, "_last_lr": now}
 
 
+@dataclass(kw_only=True)
 class AdamWMuP(AdamW):
     """AdamW under the maximal update parametrisation (muP, arXiv 2203.03466, table 3).
 
@@ -154,18 +155,7 @@ class AdamWMuP(AdamW):
     Raises ValueError for a backbone that does not say which of its layers read `inputs`.
     """
 
-    def __init__(
-        self,
-        *,
-        lr: NotNegative,
-        betas: Betas,
-        weight_decay: NotNegative,
-        eps: Positive = 1e-8,
-        schedule: Schedule,
-        base_width: Count,
-    ) -> None:
-        super().__init__(lr=lr, betas=betas, weight_decay=weight_decay, eps=eps, schedule=schedule)
-        self.base_width = base_width
+    base_width: Count
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         backbone = network.get_submodule("backbone")

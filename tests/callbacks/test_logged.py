@@ -70,9 +70,14 @@ def test_a_trace_of_steps_that_the_run_does_not_come_to(cli: CommandLine) -> Non
     assert not Path("run/trace").exists()
 
 
-def test_peak_is_a_rate() -> None:
-    rate = matmul_peak(torch.device("cpu"), torch.float32, size=256, repeats=3)
-    assert 1e8 < rate < 1e14
+def test_peak_is_the_rate_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 n^3 operations a product; by a clock that says how long each takes, the first of which warms up."""
+    seconds = [8.0, 4.0, 2.0, 4.0]
+    readings = iter([reading for taken in seconds for reading in (100.0, 100.0 + taken)])
+    monkeypatch.setattr("rfdit.training.peak.time.perf_counter", lambda: next(readings))
+    rate = matmul_peak(torch.device("cpu"), torch.float32, size=16, repeats=3)
+    assert rate == 2 * 16**3 / 2.0
+    assert next(readings, None) is None
 
 
 def test_precision_auto(monkeypatch: pytest.MonkeyPatch) -> None:
