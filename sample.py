@@ -1,6 +1,6 @@
-"""python sample.py ckpt=RUN 'prompts=[...]': see rfdit/sample.py and conf/sample.yaml."""
+"""python sample.py ckpt=RUN 'prompts=[...]': see rfdit/commands/sample.py and conf/sample.yaml."""
 
-from rfdit.sample import main
+from rfdit.__main__ import run
 
 if __name__ == "__main__":
-    main()
+    run("sample")

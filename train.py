@@ -1,6 +1,6 @@
-"""python train.py [GROUP=OPTION] [SETTING=VALUE]: see rfdit/train.py and conf/train.yaml."""
+"""python train.py [GROUP=OPTION] [SETTING=VALUE]: see rfdit/commands/train.py and conf/train.yaml."""
 
-from rfdit.train import main
+from rfdit.__main__ import run
 
 if __name__ == "__main__":
-    main()
+    run("train")

@@ -1,18 +1,18 @@
-"""Samples per second of rfdit's loader against the limit and against other loaders, on the same JPEGs.
+"""Samples per second of rfdit's loader, compared with the limit and with other loaders on the same JPEGs.
 
     python benchmarks/data.py --shards '/data/cc12m/*.tar' --workers 2
-    python benchmarks/data.py --shards ... --passes 20        # memory of the workers, pass by pass
+    python benchmarks/data.py --shards ... --passes 20        # memory of the workers after each pass
 
-All make the same of each sample: decoded as `decode_image` does it (Pillow with draft mode), resized and
-centre-cropped to --resolution, captions along, batches of --batch.
+All loaders do the same with each sample: they decode it as `decode_image` does (Pillow with draft mode), resize
+and centre-crop it to --resolution, and collate it with its caption into batches of --batch.
 
-- limit: as many processes as --workers, each of which decodes JPEGs it holds in memory, and hands nothing on.
-- rfdit: `StreamDataModule`'s training loader.
-- webdataset: WebDataset(shardshuffle, resampled) with a shuffle buffer, the same decoding, a DataLoader.
-- streaming, litdata: mosaicml's MDS and Lightning's chunks with the JPEG's bytes, where they are installed.
+- limit: --workers processes that decode JPEGs from memory and discard the result.
+- rfdit: the training loader of `StreamDataModule`.
+- webdataset: `WebDataset(resampled=True)` with a shuffle buffer, the same decoding, and a DataLoader.
+- streaming, litdata: mosaicml's MDS and Lightning's chunks with the bytes of the JPEGs, where they are installed.
 
-A shard of real photos is small, so its samples are written --copies times to --temporary, under keys of
-their own, in shards of 500. All loaders run in turn, in one process, and again, --repeats times; medians are printed.
+Since a shard of real photos is small, its samples are written --copies times to --temporary, under new keys, in
+shards of 500. The loaders run in turns in one process, --repeats times, and medians are printed.
 """
 
 import argparse
@@ -31,39 +31,39 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset import TarWriter
 
-from rfdit.data.datamodule import StreamDataModule
 from rfdit.data.decode import SampleDecoder, decode_image, image_bytes
 from rfdit.data.filters import Filters
 from rfdit.data.sample import RawSample, collate
 from rfdit.data.shards import expand_shards
 from rfdit.data.skips import SkippedSampleError
-from rfdit.data.tar_source import TarReader
+from rfdit.data.stream.datamodule import StreamDataModule
+from rfdit.data.tar.source import TarReader
 
-SHARD = 500  # samples
-WARM = 4  # batches that are not timed, while workers start
+SHARD = 500  # samples per shard
+WARM = 4  # batches that are not timed, while the workers start
 
 
 def read_all(shards: list[str]) -> list[RawSample]:
-    """Every sample of some shards, in memory."""
+    """All samples of the shards, in memory."""
     source = TarReader()(shards, filters=Filters())
     found = source.samples(range(sum(source.shard_sizes)))
     return [raw for raw in found if not isinstance(raw, SkippedSampleError)]
 
 
 def write_copies(samples: list[RawSample], copies: int, folder: Path) -> list[str]:
-    """The samples again and again, under new keys."""
+    """Write the samples `copies` times, under new keys; returns the shards."""
     numbered = enumerate(itertools.chain.from_iterable(itertools.repeat(samples, copies)))
     shards = []
     while part := list(itertools.islice(numbered, SHARD)):
         shards.append(str(folder / f"{len(shards):05d}.tar"))
         with TarWriter(shards[-1], encoder=False) as tar:
             for number, raw in part:
-                kept = {name: data for name, data in raw.items() if not name.startswith("__")}
-                tar.write({"__key__": f"{number:09d}"} | kept)
+                files = {name: data for name, data in raw.items() if not name.startswith("__")}
+                tar.write({"__key__": f"{number:09d}"} | files)
     return shards
 
 
-def _decode_for_ever(images: list[bytes], side: int, seconds: float, ready: Any, counts: Any) -> None:
+def _decode_repeatedly(images: list[bytes], side: int, seconds: float, ready: Any, counts: Any) -> None:
     torch.set_num_threads(1)
     ready.wait()
     done, end = 0, time.perf_counter() + seconds
@@ -81,7 +81,7 @@ def limit(samples: list[RawSample], side: int, workers: int, seconds: float = 5.
     context = multiprocessing.get_context("fork")
     ready, counts = context.Barrier(workers), context.Queue()
     processes = [
-        context.Process(target=_decode_for_ever, args=(images, side, seconds, ready, counts))
+        context.Process(target=_decode_repeatedly, args=(images, side, seconds, ready, counts))
         for _ in range(workers)
     ]
     for process in processes:
@@ -93,7 +93,7 @@ def limit(samples: list[RawSample], side: int, workers: int, seconds: float = 5.
 
 
 def rate(batches: Iterable[Any], samples: int, size: Callable[[Any], int]) -> float:
-    """Samples per second of a loader that has warmed up."""
+    """Samples per second of a loader after its warm-up."""
     iterator = iter(batches)
     for _ in range(WARM):
         next(iterator)
@@ -113,7 +113,7 @@ def rfdit_loader(shards: list[str], side: int, batch: int, workers: int) -> Data
 
 
 def webdataset_loader(shards: list[str], side: int, batch: int, workers: int) -> Iterable[Any]:
-    """The usual pipeline."""
+    """The usual pipeline of webdataset."""
     import webdataset as wds
 
     decoder = SampleDecoder()
@@ -127,7 +127,7 @@ def webdataset_loader(shards: list[str], side: int, batch: int, workers: int) ->
 
 
 class Decoded(IterableDataset[Any]):
-    """Another library's samples, decoded and batched as rfdit's are."""
+    """The samples of another library, decoded and collated as rfdit does."""
 
     def __init__(self, dataset: Iterable[Any], side: int, batch: int) -> None:
         self.dataset, self.side, self.batch = dataset, side, batch
@@ -147,7 +147,7 @@ class Decoded(IterableDataset[Any]):
 def streaming_loader(
     samples: list[RawSample], folder: Path, side: int, batch: int, workers: int
 ) -> Iterable[Any]:
-    """mosaicml-streaming; raises ImportError where it is not installed."""
+    """The loader of mosaicml-streaming; raises ImportError if it is not installed."""
     from streaming import MDSWriter, StreamingDataset
 
     if not folder.exists():
@@ -165,7 +165,7 @@ def _identity(raw: dict[str, Any]) -> dict[str, Any]:
 def litdata_loader(
     samples: list[RawSample], folder: Path, side: int, batch: int, workers: int
 ) -> Iterable[Any]:
-    """litdata; raises ImportError where it is not installed."""
+    """The loader of litdata; raises ImportError if it is not installed."""
     import litdata
 
     if not folder.exists():
@@ -176,7 +176,7 @@ def litdata_loader(
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    """Prints every loader's median rate and its share of the limit."""
+    """Print the median rate of every loader and its share of the limit."""
     originals = read_all(expand_shards(options.shards))
     shards = write_copies(originals, options.copies, folder)
     samples = originals * options.copies
@@ -212,7 +212,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 
 
 def watch_memory(options: argparse.Namespace, folder: Path) -> None:
-    """Prints the workers' private memory after every pass over the shards."""
+    """Print the private memory of the workers after every pass over the shards."""
     shards = write_copies(read_all(expand_shards(options.shards)), options.copies, folder)
     loader = rfdit_loader(shards, options.resolution, options.batch, options.workers)
     samples = len(read_all(expand_shards(options.shards))) * options.copies
@@ -225,7 +225,7 @@ def watch_memory(options: argparse.Namespace, folder: Path) -> None:
 
 
 def private_megabytes(pid: int) -> float:
-    """Memory that belongs to a process alone (Linux)."""
+    """Memory that a process does not share with others, in MB (Linux)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
@@ -239,7 +239,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--copies", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=4000, help="timed per loader and repeat")
+    parser.add_argument(
+        "--samples", type=int, default=4000, help="samples that are timed per loader and repeat"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--passes", type=int, default=0, help="measure memory over this many passes instead")
     parser.add_argument("--temporary", default=None, help="folder for the copies")

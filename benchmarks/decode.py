@@ -1,16 +1,17 @@
-"""Times decoders of JPEGs on the way from bytes to the resized picture that training sees.
+"""Time JPEG decoders from the encoded bytes to the resized image that training sees.
 
     python benchmarks/decode.py SHARDS --resolution 256
     pip install --target jpeg simplejpeg PyTurboJPEG && PYTHONPATH=jpeg python benchmarks/decode.py ...
 
-All decode the same pictures of the tar shards in one thread and in turns, and share what comes after
-decoding: Pillow's antialiased resize and centre crop. Medians are printed, with the ratio to what
-`rfdit.data.decode` does (Pillow, which lets the JPEG library reduce the picture while it decodes, to at
-least twice the wanted size). The others leave out the EXIF tag and the limit on pixels that it
-looks at, so they are shown at their best. They reduce to the same margin, in finer steps where they can.
+All decode the same images of the tar shards, in one thread and in turns, and share Pillow's antialiased resize
+and centre crop afterwards. Medians are printed, with the ratio to `rfdit.data.decode` (Pillow's draft mode, in
+which the JPEG library downscales while it decodes, to at least twice the requested size). The others skip the
+EXIF tag and the limit on pixels, which rfdit checks, so they are shown at their best. They downscale to the same
+margin, in finer steps where they can.
 
-Then, how far each one's picture is from Pillow's without any reduction, and what each makes of JPEGs
-that are grey, CMYK, or damaged: a decoder that returns a picture for a damaged file lets it into training.
+The table also has the difference of each result from that of Pillow without downscaling. `--unusual` shows the
+results for JPEGs that are grey, CMYK or damaged: a decoder that returns an image for a damaged file lets it into
+training.
 """
 
 import argparse
@@ -33,13 +34,13 @@ Decode = Callable[[bytes, int], np.ndarray]  # (encoded, side) -> (side, side, 3
 
 
 def fitted(image: Image.Image, side: int) -> np.ndarray:
-    """What comes after decoding, as in rfdit."""
-    picture = ImageOps.fit(image.convert("RGB"), (side, side), method=Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+    """Resize and crop a decoded image, as rfdit does."""
+    cropped = ImageOps.fit(image.convert("RGB"), (side, side), method=Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
 def pillow(data: bytes, side: int) -> np.ndarray:
-    """Every pixel decoded."""
+    """Pillow without downscaling while decoding."""
     with Image.open(io.BytesIO(data)) as image:
         return fitted(image, side)
 
@@ -83,7 +84,7 @@ def turbojpeg_decoder() -> Decode:
 
 
 def decoders() -> dict[str, Decode]:
-    """Those that there are here; the others are told."""
+    """The installed decoders by name; prints which are left out."""
     found: dict[str, Decode] = {BASELINE: pillow_draft, "Pillow, all pixels": pillow}
     found["torchvision"] = torchvision_decode
     for name, make in (("simplejpeg", simplejpeg_decoder), ("PyTurboJPEG", turbojpeg_decoder)):
@@ -95,7 +96,7 @@ def decoders() -> dict[str, Decode]:
 
 
 def jpegs(shards: list[str], count: int) -> list[bytes]:
-    """The first pictures of the shards."""
+    """The first `count` JPEGs of the shards."""
 
     def read() -> Iterator[bytes]:
         for shard in shards:
@@ -113,28 +114,28 @@ def jpegs(shards: list[str], count: int) -> list[bytes]:
     return found
 
 
-def seconds(decode: Decode, pictures: list[bytes], side: int) -> float:
+def seconds(decode: Decode, images: list[bytes], side: int) -> float:
     start = time.perf_counter()
-    for data in pictures:
+    for data in images:
         decode(data, side)
-    return (time.perf_counter() - start) / len(pictures)
+    return (time.perf_counter() - start) / len(images)
 
 
-def compare(contenders: dict[str, Decode], pictures: list[bytes], side: int, *, repeats: int) -> None:
-    """Prints milliseconds per picture, and how far each is from Pillow's full decoding."""
-    exact = [pillow(data, side).astype(int) for data in pictures]
+def compare(contenders: dict[str, Decode], images: list[bytes], side: int, *, repeats: int) -> None:
+    """Print the milliseconds per image, and the difference of each decoder from Pillow without downscaling."""
+    exact = [pillow(data, side).astype(int) for data in images]
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, decode in contenders.items():
-            took = seconds(decode, pictures, side)
-            if repeat:  # the first is for the caches
+            took = seconds(decode, images, side)
+            if repeat:  # the first round only fills the caches
                 times[name].append(took)
-    # Of each round, since what else runs here slows all of a round.
+    # Ratios within each round, since other work on the machine slows a whole round.
     rounds = {name: [base / own for base, own in zip(times[BASELINE], times[name])] for name in times}
-    print(f"\n{len(pictures)} pictures to {side}x{side}, median of {repeats} rounds")
+    print(f"\n{len(images)} images to {side}x{side}, median of {repeats} rounds")
     print(f"{'':22s} {'ms':>7s} {'fastest':>8s} {'speed-up':>9s} {'mean diff':>10s} {'max diff':>9s}")
     for name, decode in contenders.items():
-        apart = [np.abs(decode(data, side) - full) for data, full in zip(pictures, exact)]
+        apart = [np.abs(decode(data, side) - full) for data, full in zip(images, exact)]
         print(
             f"{name:22s} {1e3 * statistics.median(times[name]):7.2f} {1e3 * min(times[name]):8.2f} "
             f"{statistics.median(rounds[name]):9.2f} {np.mean([a.mean() for a in apart]):10.2f} "
@@ -142,12 +143,12 @@ def compare(contenders: dict[str, Decode], pictures: list[bytes], side: int, *, 
         )
 
 
-def unusual(picture: bytes) -> dict[str, bytes]:
-    """The picture in the forms that a crawl of the web has."""
+def unusual(image: bytes) -> dict[str, bytes]:
+    """The image in the forms that are found in a web crawl."""
 
     def encoded(mode: str, **options: object) -> bytes:
         data = io.BytesIO()
-        Image.open(io.BytesIO(picture)).convert(mode).save(data, "jpeg", quality=90, **options)
+        Image.open(io.BytesIO(image)).convert(mode).save(data, "jpeg", quality=90, **options)
         return data.getvalue()
 
     plain, middle = encoded("RGB"), len(encoded("RGB")) // 2
@@ -161,43 +162,43 @@ def unusual(picture: bytes) -> dict[str, bytes]:
         "progressive, half of it": (data := encoded("RGB", progressive=True))[: len(data) // 2],
         "zeros in the middle": plain[:middle] + bytes(200) + plain[middle + 200 :],
         "bytes behind the end": plain + b"more",
-        "no JPEG": b"<html>not found</html>",
+        "not a JPEG": b"<html>not found</html>",
         "nothing": b"",
     }
 
 
-def show_unusual(contenders: dict[str, Decode], picture: bytes, side: int) -> None:
-    """Prints what each decoder makes of each form: an error, or how far the picture is from the right one."""
-    forms = unusual(picture)
+def show_unusual(contenders: dict[str, Decode], image: bytes, side: int) -> None:
+    """Print the result of each decoder for each form: an error, or the difference from the correct image."""
+    forms = unusual(image)
     for form, data in forms.items():
         print(f"\n{form}")
-        right = pillow(forms["grey" if form == "grey" else "as it is"], side).astype(int)
+        correct = pillow(forms["grey" if form == "grey" else "as it is"], side).astype(int)
         for name, decode in contenders.items():
             try:
-                made = f"a picture, {np.abs(decode(data, side) - right).mean():.1f} from the right one"
-            except Exception as error:  # whatever they raise is what is shown
-                made = f"{type(error).__name__}: {str(error)[:100]}"
-            print(f"  {name:22s} {made}")
+                result = f"an image, {np.abs(decode(data, side) - correct).mean():.1f} from the correct one"
+            except Exception as error:  # any error is a result to show
+                result = f"{type(error).__name__}: {str(error)[:100]}"
+            print(f"  {name:22s} {result}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shards", help="a pattern, as for data.shards")
+    parser.add_argument("shards", help="file, folder or pattern, as for data.shards")
     parser.add_argument("--resolution", type=int, default=256)
-    parser.add_argument("--pictures", type=int, default=128, help="how many, from the first shards")
+    parser.add_argument("--images", type=int, default=128, help="number of images, from the first shards")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument(
-        "--unusual", action="store_true", help="what becomes of grey, CMYK and damaged files, instead"
+        "--unusual", action="store_true", help="show the results for grey, CMYK and damaged files instead"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = jpegs(expand_shards(args.shards), args.pictures)
+    images = jpegs(expand_shards(args.shards), args.images)
     if args.unusual:
-        show_unusual(decoders(), pictures[0], args.resolution)
+        show_unusual(decoders(), images[0], args.resolution)
     else:
-        compare(decoders(), pictures, args.resolution, repeats=args.repeats)
+        compare(decoders(), images, args.resolution, repeats=args.repeats)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Times what averages of the weights add to a training step.
+"""Time that averages of the weights add to a training step.
 
     python benchmarks/ema.py --size s --patch 4 --batch 16 --precision bf16
 
-The step is rfdit's of benchmarks/train_step.py, which has one average in it. After each, in the same
-process, the update of one and of three averages is timed by itself, on a network of the same shape:
-so each meets caches that a step has just swept. Medians are printed, and each update's share of the
-step that it is part of. The three of `ema=power`, which are updated at every fifth step, are timed
-over five steps, a fifth of which counts. On a CPU freed memory is kept, as by train.py.
+The step is that of rfdit in benchmarks/train_step.py, which includes one average. After each step, in the same
+process, the updates of one and of three averages are timed alone, on a network of the same shape, so that each
+finds the caches as a step has left them. Medians are printed, and the share of each update in the step that it
+is part of. The three averages of `ema=power`, which are updated at every fifth step, are timed over five steps,
+and a fifth of that time is reported. On a CPU freed memory is kept, as by train.py.
 """
 
 import argparse
@@ -16,18 +16,18 @@ import torch
 from train_step import CLASSES, LATENT, SIZES, Setting, rfdit_step, seconds
 
 from rfdit.conditioning import LabelConditioner
+from rfdit.device import keep_freed_memory
 from rfdit.ema import Averages, FixedDecay, PowerFunction
 from rfdit.model import DiT
 from rfdit.network import Network
-from rfdit.training.memory import keep_freed_memory
 
 ONE = {"ema": FixedDecay()}
 THREE = ONE | {"power_05": PowerFunction(std=0.05), "power_10": PowerFunction(std=0.10)}
-EVERY = 5  # of conf/ema/power.yaml
+EVERY = 5  # as in conf/ema/power.yaml
 
 
-def started(setting: Setting, profiles: dict[str, FixedDecay | PowerFunction]) -> Averages:
-    """Averages of a network of the step's shape, ready to be updated."""
+def start_averages(setting: Setting, profiles: dict[str, FixedDecay | PowerFunction]) -> Averages:
+    """Averages of a network with the shape of the step's, ready to be updated."""
     width, depth, num_heads = SIZES[setting.size]
     backbone = DiT(
         width=width,
@@ -46,15 +46,15 @@ def started(setting: Setting, profiles: dict[str, FixedDecay | PowerFunction]) -
 
 
 def measure(setting: Setting, *, repeats: int, warmup: int) -> None:
-    """Prints the median times of a step and of its averages' update, and their shares."""
-    step, one, three = rfdit_step(setting), started(setting, ONE), started(setting, THREE)
+    """Print the median times of a step and of the updates of its averages, and their shares."""
+    step, one, three = rfdit_step(setting), start_averages(setting, ONE), start_averages(setting, THREE)
 
-    def some_steps() -> None:
+    def several_steps() -> None:
         for step in range(1, EVERY + 1):
             three.update(due=step == EVERY)
 
     rarely = f"three, every {EVERY}th step"
-    timed = {"step": step, "one average": one.update, "three averages": three.update, rarely: some_steps}
+    timed = {"step": step, "one average": one.update, "three averages": three.update, rarely: several_steps}
     times: dict[str, list[float]] = {name: [] for name in timed}
     for repeat in range(warmup + repeats):
         for name, function in timed.items():

@@ -1,20 +1,20 @@
-"""Times how fast images become FID's features and moments, beside the tools that others use.
+"""Images per second from pixels to FID's features and moments, compared with other tools.
 
     python benchmarks/eval.py --weights pt_inception-2015-12-05.pth
     pip install --target peers --no-deps clean-fid pytorch-fid && PYTHONPATH=peers python benchmarks/eval.py ...
 
-All take the same uint8 images, already in memory and on the device, in batches of one size, in turns, in one
-process: what is compared is resizing, the network, and what becomes of the features. torch-fidelity and
-the two others collect features as their own commands do and make the covariance of all at the end; rfdit
-adds up moments. clean-fid's and pytorch-fid's files of weights cannot be had offline, so both get those of
---weights, which have the same shapes. They resize in their own ways (clean-fid before the network, with
-Pillow, which is timed as well).
+All take the same uint8 images, already in memory and on the device, in batches of the same size, in turns, in
+one process. The comparison covers resizing, the network, and the statistics of the features. torch-fidelity,
+pytorch-fid and clean-fid collect features as their own commands do and compute one covariance at the end; rfdit
+accumulates moments. The weights of clean-fid and pytorch-fid cannot be downloaded offline, so both get those of
+--weights, which have the same shapes. They resize in their own ways (clean-fid before the network, with Pillow,
+which is timed as well).
 
-On a GPU the others multiply float32 numbers as TF32, PyTorch's default for convolutions: they are to be
-compared with rfdit tf32, while rfdit fp32 is fp32.
+On a GPU the others compute float32 convolutions in TF32, PyTorch's default, so compare them with rfdit tf32;
+rfdit fp32 is true fp32.
 
-Medians of images/s are printed with the ratio to rfdit's of the same round. First, the memory that a pass
-over four times as many images adds to that over N, for rfdit, whose peak does not depend on N.
+First, the peak memory of rfdit after a pass over N images and after one over 4 N more is printed, which does
+not depend on N. Then follow the medians of images/s, with the ratio to rfdit in the same round.
 """
 
 import argparse
@@ -29,27 +29,27 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from rfdit.eval.inception import InceptionFeatures
-from rfdit.eval.moments import Moments, sums
+from rfdit.eval.metrics.moments import FeatureMoments, sums
+from rfdit.eval.networks.inception import InceptionFeatures
 
 BASELINE = "rfdit fp32"
-# One pass over the images, in batches, to their mean and covariance.
+# One pass over the images, in batches, to the mean and covariance of their features.
 Pass = Callable[[Iterable[Tensor]], object]
 
 
 def rfdit_pass(network: InceptionFeatures) -> Pass:
-    def run(batches: Iterable[Tensor]) -> Moments:
+    def run(batches: Iterable[Tensor]) -> FeatureMoments:
         total: list[Tensor] = []
         for batch in batches:
             added = sums(network(batch)["pool"])
             total = [a + b for a, b in zip(total, added)] if total else [*added]
-        return Moments.from_sums(*total)
+        return FeatureMoments.from_sums(*total)
 
     return run
 
 
 def collected(features_of: Callable[[Tensor], Tensor]) -> Pass:
-    """Features of every batch on the CPU, their covariance at the end, by numpy as in all three."""
+    """A pass that collects features on the CPU and computes their covariance with numpy, as all three tools do."""
 
     @torch.no_grad()
     def run(batches: Iterable[Tensor]) -> object:
@@ -92,7 +92,7 @@ def clean_fid_pass(weights: Path, device: torch.device) -> Pass:
 
 
 def contenders(weights: Path, device: torch.device) -> dict[str, Pass]:
-    """Those that there are here; the others are told."""
+    """A pass for each installed tool; prints which are left out."""
     found: dict[str, Pass] = {}
     for precision in ("fp32", "tf32", "bf16"):
         if precision != "tf32" or device.type == "cuda":
@@ -131,7 +131,7 @@ def _finish(device: torch.device) -> None:
 
 
 def memory_growth(run: Pass, n: int, side: int, batch_size: int, device: torch.device) -> None:
-    """Prints the peak memory of a pass over n images, and over 4 n, which are drawn when they are needed."""
+    """Print the peak memory after a pass over n images and after one over 4 n more, drawn as they are needed."""
     peaks = []
     for count in (n, 4 * n):
         if device.type == "cuda":
@@ -156,18 +156,18 @@ def _drawn(n: int, side: int, batch_size: int, device: torch.device) -> Iterator
 
 
 def compare(passes: dict[str, Pass], batches: list[Tensor], device: torch.device, *, repeats: int) -> None:
-    """Prints images/s, and how many times as fast as rfdit each is."""
+    """Print the images/s of each pass, and its speed relative to rfdit."""
     count = sum(map(len, batches))
     times: dict[str, list[float]] = {name: [] for name in passes}
     for run in passes.values():
-        run(batches[:1] * 2)  # what is only done once
+        run(batches[:1] * 2)  # warm-up
     for _ in range(repeats):
         for name, run in passes.items():
             times[name].append(seconds(run, batches, device))
     print(f"\n{count} images in batches of {len(batches[0])} on {device}, median of {repeats} rounds")
     print(f"{'':16s} {'images/s':>9s} {'best':>9s} {'to rfdit':>9s}")
     for name, took in times.items():
-        # Of each round, since what else runs here slows all of a round.
+        # Ratios within each round, since other work on the machine slows a whole round.
         ratio = statistics.median(base / own for base, own in zip(times[BASELINE], took))
         print(f"{name:16s} {count / statistics.median(took):9.1f} {count / min(took):9.1f} {ratio:9.2f}")
 
@@ -177,10 +177,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--weights", type=Path, required=True, help="of FID's Inception in torch-fidelity's names"
+        "--weights", type=Path, required=True, help="weights of FID's Inception with torch-fidelity's names"
     )
-    parser.add_argument("--images", type=int, default=64, help="in each pass")
-    parser.add_argument("--side", type=int, default=256, help="of the images")
+    parser.add_argument("--images", type=int, default=64, help="number of images in each pass")
+    parser.add_argument("--side", type=int, default=256, help="side of the images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,12 +1,12 @@
-"""What each of the choices that make a training step fast is worth, on the device at hand.
+"""Ablation of the choices that make a training step fast.
 
     python benchmarks/levers.py --size xl --patch 2 --batch 128
 
-The step is rfdit's of benchmarks/train_step.py in bf16 with everything on: blocks compiled, one matrix
-product for all modulations, the fastest attention, fused AdamW, one call for the EMA. Each line then
-leaves one of them out, or adds one thing that is off by default, and says how long a step takes against
-the first line's. Every variant is built, warmed up, timed and freed before the next; the matrix-product
-peak is measured after each repeat, so MFU is a share of what the device could do in that state.
+The first line is the step of rfdit in benchmarks/train_step.py, in bf16 with everything on: compiled blocks, one
+matrix product for all modulations, the fastest attention, fused AdamW, one call for the EMA. Each further line
+leaves out one of these, or adds something that is off by default, and prints the time of a step relative to the
+first line. Every variant is built, warmed up, timed and freed before the next. The matrix-product peak is
+measured after each repeat, so MFU is the share of what the device can reach in that state.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,19 +32,19 @@ from train_step import (
     synchronize,
 )
 
-from rfdit.model import DiT, ManualAttention, adaln
-from rfdit.model.attention import KernelAttention
-from rfdit.model.backbone import ModulationTable, compile_blocks
+from rfdit.cost.count import matmul_peak
+from rfdit.device import keep_freed_memory, multiplies_bf16_fast
+from rfdit.model import ManualAttention
+from rfdit.model.acceleration import CAPABILITY, compile_blocks, use_fp8
+from rfdit.model.layers import adaln_operators
+from rfdit.model.layers.adaln import ModulationTable
+from rfdit.model.layers.attention import KernelAttention
 from rfdit.network import Network
-from rfdit.precision import multiplies_bf16_fast
-from rfdit.training.fp8 import CAPABILITY, use_fp8
-from rfdit.training.memory import keep_freed_memory
 from rfdit.training.optim import AdamW, ConstantSchedule
-from rfdit.training.peak import matmul_peak
 
 
 class BackendAttention:
-    """scaled_dot_product_attention with one of its kernels."""
+    """scaled_dot_product_attention restricted to one of its kernels."""
 
     def __init__(self, backend: SDPBackend) -> None:
         self.backend, self._attention = backend, KernelAttention()
@@ -54,8 +54,15 @@ class BackendAttention:
             return self._attention(q, k, v, mask)
 
 
+@runtime_checkable
+class HasModulation(Protocol):
+    """A backbone with one table of the modulations of its blocks."""
+
+    modulation: Any
+
+
 class SeparateModulations(nn.Module):
-    """`ModulationTable` as most implementations have it: a linear layer for each block."""
+    """`ModulationTable` as in most implementations: a linear layer for each block."""
 
     def __init__(self, table: ModulationTable) -> None:
         super().__init__()
@@ -70,19 +77,19 @@ class SeparateModulations(nn.Module):
 
 @dataclass(frozen=True)
 class Variant:
-    """The step with everything on, but for what is said here."""
+    """A step with everything on, except for what its fields change."""
 
     name: str
     setting: Setting
-    options: dict[str, Any] = field(default_factory=dict)  # of the DiT
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the DiT
     separate_modulations: bool = False
     fp8: bool = False
     fused_optimizer: bool = True
-    adaln_kernels: bool = adaln.TRITON
+    adaln_kernels: bool = adaln_operators.TRITON
 
 
 def variants(setting: Setting) -> list[Variant]:
-    """Everything on, then one thing changed at a time."""
+    """The step with everything on, followed by variants with one change each."""
     everything = Variant("everything on", setting)
     found = [
         everything,
@@ -94,7 +101,7 @@ def variants(setting: Setting) -> list[Variant]:
             else []
         ),
         replace(everything, name="AdamW's default form", fused_optimizer=False),
-        replace(everything, name="attention spelled out", options={"attention": ManualAttention()}),
+        replace(everything, name="manual attention", options={"attention": ManualAttention()}),
     ]
     if setting.device.type == "cuda":
         for backend in (
@@ -115,11 +122,11 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def step_of(variant: Variant) -> Callable[[], None]:
-    """Builds a variant's training step."""
+    """Build the training step of a variant."""
     network = rfdit_network(variant.setting, **variant.options)
     backbone = network.backbone
-    assert isinstance(backbone, DiT)
     if variant.separate_modulations:
+        assert isinstance(backbone, HasModulation)
         backbone.modulation = SeparateModulations(backbone.modulation).to(variant.setting.device)
     average = copy.deepcopy(network).requires_grad_(False)
     if variant.fp8:
@@ -132,7 +139,7 @@ def step_of(variant: Variant) -> Callable[[], None]:
 
 
 def optimizer_of(network: Network, *, fused: bool) -> Any:
-    """rfdit's optimiser and schedule, or PyTorch's default form of the same."""
+    """rfdit's optimiser and schedule, or the same with PyTorch's default implementation of AdamW."""
     make = AdamW(lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, schedule=ConstantSchedule())
     if fused:
         return make(network)
@@ -141,7 +148,7 @@ def optimizer_of(network: Network, *, fused: bool) -> Any:
 
 
 def time_variant(variant: Variant, *, repeats: int, warmup: int) -> tuple[float, float, float]:
-    """Median seconds of a step, median peak, and most memory of the device in GB (0 on a CPU)."""
+    """Median seconds of a step, median matrix-product peak, and peak device memory in GB (0 on a CPU)."""
     setting = variant.setting
     cuda = setting.device.type == "cuda"
     step = step_of(variant)
@@ -165,8 +172,10 @@ def main() -> None:
     )
     parser.add_argument("--size", default="xl")
     parser.add_argument("--patch", type=int, default=2)
-    parser.add_argument("--batch", nargs="+", type=int, default=[128], help="the first is taken apart")
-    parser.add_argument("--only", nargs="+", help="parts of the names of variants; all by default")
+    parser.add_argument(
+        "--batch", nargs="+", type=int, default=[128], help="batch sizes; the variants use the first"
+    )
+    parser.add_argument("--only", nargs="+", help="substrings of the names of variants; all by default")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -185,7 +194,7 @@ def main() -> None:
     print(f"torch {torch.__version__} on {where}; {setting}", flush=True)
     base = None
     for variant in chosen:
-        adaln.TRITON = variant.adaln_kernels
+        adaln_operators.TRITON = variant.adaln_kernels
         try:
             took, peak, memory = time_variant(variant, repeats=args.repeats, warmup=args.warmup)
         except (RuntimeError, torch.OutOfMemoryError) as error:

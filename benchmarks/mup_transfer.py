@@ -1,17 +1,18 @@
-"""Whether a learning rate found at one size serves another, with AdamW and under muP.
+"""Transfer of the learning rate between model sizes, with AdamW and under muP.
 
-    python -m rfdit.data.encode data.shards=SHARDS out=LATENTS autoencoder=taesd data.resolution=128 \
+    rfdit encode data.shards=SHARDS out=LATENTS autoencoder=taesd data.resolution=128 \
         data.decoder.label_key=json.label
     python benchmarks/mup_transfer.py --latents LATENTS --out OUT --size s xl
 
-Trains class-conditional DiTs on a folder of cached latents that fits on the device, a model per size,
-optimiser and learning rate: the same samples in the same order with the same noise, times and dropped
-labels, gradients clipped to norm 1, a warm-up and then a line down to zero, as train.py's defaults are.
-The loss is that of the weights at the end on all latents, each with `--draws` noises and times, which
-are the same for every model. At muP's base width both optimisers are one, so that width is trained once.
+Trains class-conditional DiTs on a folder of cached latents that fits on the device, one model for each size,
+optimiser and learning rate. All see the same samples in the same order with the same noise, times and dropped
+labels. As in train.py's defaults, gradients are clipped to norm 1, and the learning rate decays linearly to zero
+after a warm-up. The loss is that of the final weights on all latents, each with `--draws` draws of noise and
+time, which are the same for every model. At muP's base width both optimisers are the same, so that width is
+trained once.
 
-A model that ends above the loss of zero velocity counts as diverged, and one whose loss is no number as
-NaN. Writes mup_transfer.csv, which a second run goes on with, and from it images/mup_transfer.png.
+A model whose final loss is above that of a zero velocity counts as diverged, or as NaN if it is not a number.
+Writes mup_transfer.csv, which a second run continues, and images/mup_transfer.png.
 """
 
 import argparse
@@ -33,30 +34,30 @@ from rfdit.autoencoder.contract import LatentContract
 from rfdit.batch import Condition
 from rfdit.conditioning import LabelConditioner, drop_condition
 from rfdit.data.filters import Filters
-from rfdit.data.latent_manifest import MANIFEST, read_manifest
-from rfdit.data.latents import LatentDecoder
+from rfdit.data.latents.decoder import LatentDecoder
+from rfdit.data.latents.manifest import MANIFEST, read_manifest
 from rfdit.data.skips import SkippedSampleError
-from rfdit.data.tar_source import TarReader
+from rfdit.data.tar.source import TarReader
+from rfdit.device import multiplies_bf16_fast
 from rfdit.model import DiT
-from rfdit.model.backbone import compile_blocks
+from rfdit.model.acceleration import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
-from rfdit.precision import multiplies_bf16_fast
 from rfdit.protocols import Backbone
 from rfdit.randomness import SampleGenerator, permutation
 from rfdit.training.optim import AdamW, AdamWMuP, DecaySchedule
 
 SHAPES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 OPTIMIZERS = {"adamw": "AdamW", "adamw_mup": "muP"}
-DROP, CLIP, LOOK = 0.1, 1.0, 50  # LOOK: steps between looks at whether the loss is still a number
+DROP, CLIP, CHECK_EVERY = 0.1, 1.0, 50  # CHECK_EVERY: steps between checks that the loss is finite
 OBJECTIVE = VelocityMatching(time=UniformTime(), coupling=IndependentCoupling())
-# Okabe and Ito's, which colour-blind people tell apart; markers and dashes do so in grey.
+# Okabe and Ito's colours, which colour-blind people can distinguish; markers and dashes also work in grey.
 STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"), ("#CC79A7", "D", "-.")]
 
 
 @dataclass(frozen=True)
 class Data:
-    """All latents, normalised, and their class labels, on the device."""
+    """All normalised latents and their class labels, on the device."""
 
     latents: Tensor  # (n, c, h, w)
     labels: Tensor  # (n,)
@@ -68,9 +69,9 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all models have in common; what was measured otherwise is measured again."""
+    """Settings that all models share; rows measured with other settings are measured again."""
 
-    data: str  # a digest of the latents
+    data: str  # digest of the latents
     patch: int
     batch: int
     steps: int
@@ -83,7 +84,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Point(Setting):
-    """A model that is to be trained."""
+    """A model to train."""
 
     size: str
     width: int
@@ -95,7 +96,10 @@ class Point(Setting):
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Point):
-    """A trained model. loss: at the end; zero: that of a velocity of zero. seconds: of a step."""
+    """A trained model.
+
+    loss: final loss. zero: loss of a zero velocity. seconds: time of a step.
+    """
 
     loss: float
     zero: float
@@ -111,13 +115,13 @@ class Row(Point):
 
 
 def digest(folder: Path) -> str:
-    """Of what encoded the latents, and of how many there are."""
+    """Digest of the latents' manifest and of the names and sizes of their shards."""
     sizes = "".join(f"{file.name} {file.stat().st_size}\n" for file in sorted(folder.glob("*.tar")))
     return hashlib.sha256((folder / MANIFEST).read_bytes() + sizes.encode()).hexdigest()[:12]
 
 
 def read_latents(folder: Path, device: torch.device) -> Data:
-    """A folder that `python -m rfdit.data.encode` wrote; of distributions, the means."""
+    """Read a folder that `rfdit encode` wrote; takes the means of distributions."""
     contract = LatentContract.from_dict(read_manifest(str(folder / MANIFEST)).latents)
     source = TarReader()([str(file) for file in sorted(folder.glob("*.tar"))], filters=Filters())
     decode, latents, labels = LatentDecoder(autoencoder={}, text=False), [], []
@@ -134,7 +138,7 @@ def read_latents(folder: Path, device: torch.device) -> Data:
 
 
 def build(point: Point, data: Data) -> Network:
-    """An initialised network, on the data's device; the same one whenever it is asked for."""
+    """The initialised network of a point, on the device of the data; the same at every call."""
     torch.manual_seed(point.seed)
     with data.latents.device:
         backbone = DiT(
@@ -160,16 +164,17 @@ def autocast(setting: Setting, device: torch.device) -> torch.autocast:
 
 
 def order(n: int, setting: Setting) -> Tensor:
-    """(steps, batch) which sample is at each position: one shuffled epoch after the other."""
-    wanted = setting.steps * setting.batch
+    """The number of the sample at each position, (steps, batch): one shuffled epoch after the other."""
+    positions = setting.steps * setting.batch
     epochs = [
-        permutation(n, seed=setting.seed, purpose=f"epoch {epoch}") for epoch in range(math.ceil(wanted / n))
+        permutation(n, seed=setting.seed, purpose=f"epoch {epoch}")
+        for epoch in range(math.ceil(positions / n))
     ]
-    return torch.cat(epochs)[:wanted].view(setting.steps, setting.batch)
+    return torch.cat(epochs)[:positions].view(setting.steps, setting.batch)
 
 
 def train(network: Network, data: Data, point: Point) -> None:
-    """All steps, or as many as there are until the loss is no number any more."""
+    """Train for all steps, or until the loss is not finite."""
     device = data.latents.device
     optimizer, schedule = make_optimizer(point)(network)
     chosen = order(len(data.latents), point).to(device)
@@ -187,13 +192,13 @@ def train(network: Network, data: Data, point: Point) -> None:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % LOOK == LOOK - 1 and not bool(torch.isfinite(loss)):
+        if step % CHECK_EVERY == CHECK_EVERY - 1 and not bool(torch.isfinite(loss)):
             return
 
 
 @torch.no_grad()
 def evaluate(backbone: Backbone, conditioner: LabelConditioner, data: Data, setting: Setting) -> float:
-    """The mean loss over all latents, `draws` times each, with noise and times of their own."""
+    """The mean loss over all latents, `draws` times each, with separate noise and times."""
     device, n = data.latents.device, len(data.latents)
     losses = []
     for keys in torch.arange(n * setting.draws, device=device).split(2 * setting.batch):
@@ -205,15 +210,15 @@ def evaluate(backbone: Backbone, conditioner: LabelConditioner, data: Data, sett
     return torch.cat(losses).double().mean().item()
 
 
-def no_velocity(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-    """What every network gives before its first step."""
+def zero_velocity(z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    """The output of every network before its first step."""
     return torch.zeros_like(z_t)
 
 
 def measure(point: Point, data: Data, *, compiled: bool) -> Row:
-    """Trains a model and evaluates it; nothing of it is kept."""
+    """Train and evaluate a model, and free it."""
     network = build(point, data)
-    zero = evaluate(no_velocity, network.conditioner, data, point)
+    zero = evaluate(zero_velocity, network.conditioner, data, point)
     if compiled:
         compile_blocks(network.backbone)
     start = time.perf_counter()
@@ -223,12 +228,12 @@ def measure(point: Point, data: Data, *, compiled: bool) -> Row:
     seconds = (time.perf_counter() - start) / point.steps
     loss = evaluate(network.backbone, network.conditioner, data, point)
     del network
-    gc.collect()  # an optimiser and its schedule know each other
+    gc.collect()  # optimiser and schedule refer to each other
     return Row(**asdict(point), loss=loss, zero=zero, seconds=seconds)
 
 
 def read(file: Path) -> list[Row]:
-    """What is measured already."""
+    """The rows that were measured before."""
     if not file.exists():
         return []
     kinds: dict[str, Callable[[str], object]] = {field.name: field.type for field in fields(Row)}
@@ -239,7 +244,7 @@ def read(file: Path) -> list[Row]:
 
 
 def write(file: Path, rows: list[Row]) -> None:
-    """All rows, in their order."""
+    """Write all rows, in order."""
     with file.open("w", newline="") as lines:
         table = csv.DictWriter(lines, [field.name for field in fields(Row)])
         table.writeheader()
@@ -247,7 +252,7 @@ def write(file: Path, rows: list[Row]) -> None:
 
 
 def curves(rows: list[Row], optimizer: str) -> dict[str, list[Row]]:
-    """By size, an optimiser's rows from the lowest learning rate up; at the base width AdamW's are muP's."""
+    """The rows of an optimiser by size, sorted by learning rate; at the base width AdamW's rows serve for muP."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.width, row.depth, row.lr)):
         if row.optimizer == optimizer or row.width == row.base_width:
@@ -260,30 +265,32 @@ def best(curve: list[Row]) -> Row | None:
 
 
 def show(rows: list[Row]) -> None:
-    """A table of losses, the best of each line marked, and what the first size's best costs the others."""
+    """Print the losses, the best of each line marked, and what the best rate of the first size costs the others."""
     rates = sorted({row.lr for row in rows})
     print(f"\n{'loss':14s}" + "".join(f"{lr:>11.2e}" for lr in rates))
     for optimizer, title in OPTIMIZERS.items():
-        found, carried = curves(rows, optimizer), None
+        found, transferred = curves(rows, optimizer), None
         for size, curve in found.items():
             top = best(curve)
-            carried = carried or top
+            transferred = transferred or top
             cells = {row.lr: ("NaN" if math.isnan(row.loss) else "diverged") if row.diverged
                      else f"{row.loss:.4f}{'*' if row is top else ' '}" for row in curve}  # fmt: skip
             line = "".join(f"{cells.get(lr, ''):>11s}" for lr in rates)
-            at = next((row for row in curve if carried and row.lr == carried.lr), None)
+            at = next((row for row in curve if transferred and row.lr == transferred.lr), None)
             cost = f"  {at.loss - top.loss:+.4f} at {at.lr:.2e}" if at and top else ""
             edge = "  (best at an end of the grid)" if top and top.lr in (curve[0].lr, curve[-1].lr) else ""
             print(f"{title:7s}{size:7s}{line}{cost}{edge}")
 
 
 def panel(axes: Axes, found: dict[str, list[Row]], title: str, top: float) -> None:
-    """Loss over the learning rate, a line for each size; crosses at the top did not learn."""
+    """Plot the loss over the learning rate, a line for each size; crosses at the top mark diverged models."""
     for (size, curve), (colour, marker, line) in zip(found.items(), STYLES):
-        kept, lost = ([row for row in curve if row.diverged == which] for which in (False, True))
-        axes.plot([row.lr for row in kept], [row.loss for row in kept], color=colour, marker=marker,
+        learnt, diverged = ([row for row in curve if row.diverged == which] for which in (False, True))
+        axes.plot([row.lr for row in learnt], [row.loss for row in learnt], color=colour, marker=marker,
                   linestyle=line, label=f"{size.upper()}, width {curve[0].width}")  # fmt: skip
-        axes.plot([row.lr for row in lost], [top] * len(lost), color=colour, marker="x", linestyle="none")
+        axes.plot(
+            [row.lr for row in diverged], [top] * len(diverged), color=colour, marker="x", linestyle="none"
+        )
         if (lowest := best(curve)) is not None:
             axes.plot(lowest.lr, lowest.loss, color=colour, marker=marker, markersize=11, fillstyle="none")
     axes.set_xscale("log", base=2)
@@ -294,7 +301,7 @@ def panel(axes: Axes, found: dict[str, list[Row]], title: str, top: float) -> No
 
 
 def draw(folder: Path, rows: list[Row]) -> None:
-    """Both optimisers side by side, on one scale."""
+    """Plot both optimisers side by side, on the same scale."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(9.6, 4.0), dpi=100, layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -306,7 +313,7 @@ def draw(folder: Path, rows: list[Row]) -> None:
 
 
 def points(args: argparse.Namespace, setting: Setting) -> Iterator[Point]:
-    """Small models first, rates from the middle of the grid outwards; at the base width one optimiser."""
+    """The models to train: small sizes first, rates from the middle outwards; at the base width AdamW only."""
     middle = math.sqrt(min(args.lr) * max(args.lr))
     shapes = {size: SHAPES[size] for size in args.size}
     shapes |= {"x".join(map(str, shape)): shape for shape in args.shape}
@@ -329,20 +336,24 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--latents", type=Path, required=True, help="folder of cached latents with labels")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the table and of images/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table and for images/")
     parser.add_argument("--size", nargs="*", choices=SHAPES, default=["s", "xl"])
-    parser.add_argument("--shape", nargs="*", type=shape, default=[], help="more, as width,depth,heads")
+    parser.add_argument(
+        "--shape", nargs="*", type=shape, default=[], help="further sizes, as width,depth,heads"
+    )
     parser.add_argument("--lr", nargs="+", type=float, default=[2.0**-n for n in range(12, 6, -1)])
-    parser.add_argument("--base-width", type=int, default=384, help="muP's")
+    parser.add_argument("--base-width", type=int, default=384, help="base width of muP")
     parser.add_argument("--patch", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--warmup", type=int, default=25)
-    parser.add_argument("--draws", type=int, default=2, help="of noise and time for each latent's loss")
+    parser.add_argument("--draws", type=int, default=2, help="draws of noise and time for each latent's loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile each block")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no model is begun")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="time after which no further model is started"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return parser.parse_args()
 
@@ -358,21 +369,21 @@ def main() -> None:
     file = args.out / "mup_transfer.csv"
     args.out.mkdir(parents=True, exist_ok=True)
     rows = read(file)
-    wanted = list(points(args, setting))
+    planned = list(points(args, setting))
     data = read_latents(args.latents, device)
     print(f"{len(data.latents):,} latents of {data.classes} classes on {device}", flush=True)
-    for point in wanted:
+    for point in planned:
         if point in {row.point for row in rows}:
             continue
         if time.perf_counter() - start > 60 * args.minutes:
-            print(f"left out after {args.minutes:g} minutes; the same command goes on", flush=True)
+            print(f"left out after {args.minutes:g} minutes; the same command continues", flush=True)
             break
         rows.append(measure(point, data, compiled=args.compile))
         write(file, rows)
         row = rows[-1]
         print(f"{row.size} {row.optimizer} lr {row.lr:.2e}: loss {row.loss:.4f} (zero {row.zero:.4f}), "
               f"{1e3 * row.seconds:.0f} ms a step", flush=True)  # fmt: skip
-    if shown := [row for row in rows if row.point in wanted]:
+    if shown := [row for row in rows if row.point in planned]:
         show(shown)
         draw(args.out, shown)
 

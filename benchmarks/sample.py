@@ -1,16 +1,15 @@
-"""Times sampling with rfdit against diffusers' pipeline of the same weights.
+"""Time sampling with rfdit and with diffusers' pipeline of the same weights.
 
     python benchmarks/sample.py --model dit mmdit --size s b --patch 4 --batch 16 --precision bf16
     python benchmarks/sample.py --costs --size s
 
-The weights are random, and all of them at work. `rfdit.export format=diffusers` writes them into a
-folder, which DiffusionPipeline loads in the precision that is measured; rfdit loads them as sample.py
-does. Both take the same Euler steps with classifier-free guidance, from the same noise to latents of
-4 x 32 x 32, for 1000 classes or one caption; the autoencoder, which is the same one on either side, is
-left out. Both run in one process, in turns, with the matrix-product peak measured between them, and
-medians are printed, with the largest difference of their latents.
+The weights are random and none of them zero. `rfdit export format=diffusers` writes them into a folder, which
+DiffusionPipeline loads in the measured precision; rfdit loads them as sample.py does. Both take the same Euler
+steps with classifier-free guidance, from the same noise to latents of 4 x 32 x 32, for 1000 classes or one
+caption. The autoencoder, which is the same on both sides, is left out. Both run in one process, in turns, with
+the matrix-product peak measured in between; medians are printed, and the largest difference of the latents.
 
-`--costs` measures what each guidance and each solver takes per image, in turns as well. The guide of
+`--costs` measures the time per image of each guidance and each solver, in turns as well. The guide of
 autoguidance has half the width and half the depth.
 """
 
@@ -30,13 +29,18 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from rfdit.autoencoder.identity import IdentityAutoencoder
 from rfdit.batch import Condition
-from rfdit.config import build_network
-from rfdit.interchange.diffusers_folder import write_diffusers_folder
-from rfdit.model.cost import count_macs
+from rfdit.checkpoint.saved_run import SavedRun
+from rfdit.config.build import build_network
+from rfdit.cost.count import count_macs, matmul_peak
+from rfdit.device import keep_freed_memory
+from rfdit.generate.load import PipelineSettings, load_pipeline
+from rfdit.interchange.for_diffusers.folder import write_diffusers_folder
 from rfdit.sampler import (
     RK4,
     AdaptiveProjected,
+    AdaptiveSolver,
     Autoguidance,
     CFGRescale,
     CFGZeroStar,
@@ -46,6 +50,7 @@ from rfdit.sampler import (
     EulerMaruyama,
     Guidance,
     GuidanceInterval,
+    HasGuide,
     Heun,
     LastStepGrid,
     Midpoint,
@@ -58,20 +63,16 @@ from rfdit.sampler import (
     UniformGrid,
 )
 from rfdit.sampler.guidance import without_padding
-from rfdit.sampling.load import load_pipeline
-from rfdit.training.checkpoint import SavedRun
-from rfdit.training.memory import keep_freed_memory
-from rfdit.training.peak import matmul_peak
 
 SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 LATENT, CLASSES, CAPTION = (4, 32, 32), 1000, "a small red circle left of a large blue square"
-TOKEN_WIDTH, TOKENS = 64, 16  # of conf/text_encoder/bpe.yaml
+TOKEN_WIDTH, TOKENS = 64, 16  # as in conf/text_encoder/bpe.yaml
 SCALE = 3.0
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed."""
+    """The shape and precision that are timed."""
 
     model: str
     size: tuple[int, int, int]
@@ -88,7 +89,7 @@ class Setting:
 
     @property
     def inputs(self) -> list[Any]:
-        """A batch of labels, or one caption as often."""
+        """A batch of labels, or of copies of one caption."""
         if self.model == "mmdit":
             return [CAPTION] * self.batch
         return torch.randint(CLASSES, (self.batch,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -103,7 +104,7 @@ class Setting:
 
 
 def random_run(setting: Setting) -> SavedRun:
-    """What a checkpoint of such a network would say, with weights at random and none of them zero."""
+    """A saved run of such a network, with random weights, none of them zero."""
     width, depth, num_heads = setting.size
     shape = {"width": width, "depth": depth, "num_heads": num_heads, "patch_size": setting.patch}
     model: dict[str, Any] = shape | {"in_channels": LATENT[0], "input_size": LATENT[1]}
@@ -124,37 +125,32 @@ def random_run(setting: Setting) -> SavedRun:
         "text_encoder": encoder,
         "autoencoder": {"_target_": "rfdit.autoencoder.identity.IdentityAutoencoder"},
         "sampler": {"shift": 1.0},
+        "prediction": {"_target_": "rfdit.model.VelocityPrediction"},
     }
     network = build_network(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return SavedRun(Path("random"), 0, config, {}, network.state_dict(), {})
+    latents = IdentityAutoencoder().contract.as_dict()
+    return SavedRun(Path("random"), 0, config, latents, network.state_dict(), {})
 
 
 def rfdit_pipeline(setting: Setting, saved: SavedRun) -> Pipeline:
-    """As sample.py loads it."""
-    config = {
-        "sampler": {
-            "_target_": "rfdit.sampler.Sampler",
-            "solver": {"_target_": "rfdit.sampler.Euler"},
-            "guidance": {"_target_": "rfdit.sampler.ClassifierFree", "scale": SCALE},
-            "steps": setting.steps,
-        },
-        "weights": "raw",
-        "accelerator": "gpu" if setting.device.type == "cuda" else "cpu",
-        "precision": setting.precision,
-        "batch_size": setting.batch,
-        "compile": setting.compile,
-        "autoencoder": {"source": None},
-        "text_encoder": {"source": None},
-    }
-    return load_pipeline(saved, config)
+    """The pipeline, loaded as by sample.py."""
+    settings = PipelineSettings(
+        sampler=Sampler(solver=Euler(), guidance=ClassifierFree(scale=SCALE), steps=setting.steps),
+        weights="raw",
+        accelerator="gpu" if setting.device.type == "cuda" else "cpu",
+        precision=setting.precision,
+        batch_size=setting.batch,
+        compile=setting.compile,
+    )
+    return load_pipeline(saved, settings)
 
 
 def by_rfdit(setting: Setting, pipeline: Pipeline) -> Callable[[Tensor], Tensor]:
-    """Noise to latents, the conditions included."""
+    """A function from noise to latents, including the conditions."""
     generator = pipeline.generator(0, range(setting.batch))
 
     def run(noise: Tensor) -> Tensor:
@@ -164,7 +160,7 @@ def by_rfdit(setting: Setting, pipeline: Pipeline) -> Callable[[Tensor], Tensor]
 
 
 def by_diffusers(setting: Setting, saved: SavedRun, folder: Path) -> Callable[[Tensor], Tensor]:
-    """The same with the pipeline that rfdit's export writes for diffusers."""
+    """The same by the pipeline that rfdit exports for diffusers."""
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging
 
@@ -177,12 +173,17 @@ def by_diffusers(setting: Setting, saved: SavedRun, folder: Path) -> Callable[[T
     pipeline.set_progress_bar_config(disable=True)
     inputs: tuple[Any, ...] = (setting.inputs,)
     more = {}
-    if setting.model == "mmdit":  # which takes one caption at a time
+    if setting.model == "mmdit":  # its pipeline takes one caption at a time
         inputs, more = (CAPTION,), {"num_images_per_prompt": setting.batch}
 
     def run(noise: Tensor) -> Tensor:
         result: Tensor = pipeline(
-            *inputs, setting.steps, SCALE, latents=noise, output_type="latent", **more
+            *inputs,
+            num_inference_steps=setting.steps,
+            guidance_scale=SCALE,
+            latents=noise,
+            output_type="latent",
+            **more,
         ).images
         return result
 
@@ -190,7 +191,7 @@ def by_diffusers(setting: Setting, saved: SavedRun, folder: Path) -> Callable[[T
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """How long a call takes, until the device is done with it."""
+    """Seconds that a call takes until the device has finished it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -203,7 +204,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def medians(
     runs: dict[str, Callable[[], object]], setting: Setting, *, repeats: int
 ) -> tuple[dict[str, float], float]:
-    """Each one's median time over `repeats` turns after one that does not count, and the median peak."""
+    """Median time of each run over `repeats` turns, after one as a warm-up, and the median matrix-product peak."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     peaks = []
     for turn in range(repeats + 1):
@@ -215,13 +216,13 @@ def medians(
 
 
 def macs(setting: Setting, pipeline: Pipeline) -> int:
-    """Multiply-adds of an evaluation for one latent, without the padding of its caption."""
+    """Multiply-adds of one evaluation for one latent, without the padding of its caption."""
     cond: Condition = pipeline.conditions(setting.inputs)(setting.inputs[:1])
     return count_macs(pipeline.network.backbone, LATENT, without_padding(cond))
 
 
 def compare(setting: Setting, *, repeats: int) -> None:
-    """Prints both pipelines' images a second, their ratio, and how far their latents are apart."""
+    """Print the images/s of both pipelines, their ratio, and the difference of their latents."""
     saved = random_run(setting)
     pipeline = rfdit_pipeline(setting, saved)
     noise = torch.randn(setting.batch, *LATENT, generator=torch.Generator().manual_seed(1)).to(setting.device)
@@ -249,7 +250,7 @@ def compare(setting: Setting, *, repeats: int) -> None:
 
 
 def guidances(guide: Pipeline) -> dict[str, Guidance]:
-    """By their names in conf/guidance."""
+    """The guidances, by their names in conf/guidance."""
     return {
         "none": NoGuidance(),
         "cfg": ClassifierFree(scale=SCALE),
@@ -273,7 +274,7 @@ SOLVERS: dict[str, Solver | StochasticSolver] = {
 
 
 def costs(setting: Setting, *, repeats: int) -> None:
-    """Prints what each guidance (with Euler's method) and each solver (with cfg) takes per image."""
+    """Print the time per image of each guidance (with Euler's method) and each solver (with cfg)."""
     width, depth, num_heads = setting.size
     smaller = replace(setting, size=(width // 2, max(1, depth // 2), num_heads))
     pipeline, guide = (rfdit_pipeline(each, random_run(each)) for each in (setting, smaller))
@@ -285,7 +286,7 @@ def costs(setting: Setting, *, repeats: int) -> None:
         f"sampler={name}": Sampler(
             solver=solver,
             guidance=ClassifierFree(scale=SCALE),
-            steps=1 if isinstance(solver, Dopri5) else setting.steps,
+            steps=1 if isinstance(solver, AdaptiveSolver) else setting.steps,
             grid=LastStepGrid() if isinstance(solver, StochasticSolver) else UniformGrid(),
         )
         for name, solver in SOLVERS.items()
@@ -293,7 +294,7 @@ def costs(setting: Setting, *, repeats: int) -> None:
     runs: dict[str, Callable[[], object]] = {}
     for name, sampler in samplers.items():
         other = pipeline.with_sampler(sampler)
-        if isinstance(sampler.guidance, Autoguidance):
+        if isinstance(sampler.guidance, HasGuide):
             other.guide = guide.network.conditioner
         runs[name] = functools.partial(by_rfdit(setting, other), noise)
     times, peak = medians(runs, setting, repeats=repeats)
@@ -306,7 +307,7 @@ def costs(setting: Setting, *, repeats: int) -> None:
 
 
 def show_profile(setting: Setting) -> None:
-    """Prints the kernels in which a picture's time goes, for both."""
+    """Print the kernels that take the most time, for both pipelines."""
     saved = random_run(setting)
     noise = torch.randn(setting.batch, *LATENT).to(setting.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -343,8 +344,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile each of rfdit's blocks")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--costs", action="store_true", help="of guidances and solvers, instead")
-    parser.add_argument("--profile", action="store_true", help="where the time goes, instead")
+    parser.add_argument("--costs", action="store_true", help="measure guidances and solvers instead")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is on the hub
     keep_freed_memory()

@@ -1,15 +1,15 @@
-"""How many held-out prompts of data=shapes come out right, by steps and solver, and by guidance and scale.
+"""Share of held-out prompts of data=shapes that come out right, by solver and steps, and by guidance and scale.
 
     python benchmarks/steps_and_scales.py --ckpt RUN --out docs
 
-Every point is of the same prompts from the same noise: the twelve things that no training picture
-shows, `--pictures` of each. A picture is right if the scene nearest to it is the prompt's, in size,
-colour and shape (`rfdit.eval.prompt_accuracy`). Steps are compared at equal numbers of evaluations of
-the velocity, with classifier-free guidance of scale 3; scales with 16 steps of Euler's method.
+Every point uses the same prompts and the same noise: the twelve things that no training image contains,
+`--images` of each. An image is right if the scene nearest to it is that of the prompt, in size, colour and shape
+(`rfdit.eval.metrics.prompt_accuracy`). Solvers are compared at equal numbers of velocity evaluations, with
+classifier-free guidance of scale 3; guidance scales with 16 steps of Euler's method.
 
-Writes steps_and_scales.csv, which a second run goes on with, and from it images/steps.png and
-images/scales.png. Bars are one standard error, sqrt(p (1 - p) / n); since all points share their noise,
-differences between points are surer than the bars alone say.
+Writes steps_and_scales.csv, which a second run continues, and images/steps.png and images/scales.png. Bars are
+one standard error, sqrt(p (1 - p) / n). Since all points share their noise, differences between points are more
+certain than the bars suggest.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from rfdit.data.scenes import HELD_OUT_THINGS, held_out_prompts
-from rfdit.eval.prompt_accuracy import PromptAccuracy
+from rfdit.data.shapes.scenes import HELD_OUT_THINGS, held_out_prompts
+from rfdit.eval.metrics.prompt_accuracy import PromptAccuracy
 from rfdit.loading import load
 from rfdit.sampler import (
     AdaptiveProjected,
@@ -46,14 +46,14 @@ SOLVERS: dict[str, tuple[Solver, int]] = {
     "Heun": (Heun(), 2),
     "midpoint": (Midpoint(), 2),
 }
-STEPS, SCALE = 16, 3.0  # of the other curve
-# Okabe and Ito's, which colour-blind people tell apart; markers and dashes do so in grey.
+STEPS, SCALE = 16, 3.0  # fixed while the other varies
+# Okabe and Ito's colours, which colour-blind people can distinguish; markers and dashes also work in grey.
 STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One sampler: which curve it is on, and where."""
+    """The curve of a sampler, and its position on it."""
 
     curve: str
     name: str
@@ -62,7 +62,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Point):
-    """A measured point: shares of n pictures that are right."""
+    """A measured point: the shares of n images that are right."""
 
     n: int
     colour: float
@@ -72,7 +72,7 @@ class Row(Point):
 
 
 def guidances(scale: float) -> dict[str, Guidance]:
-    """Those that are compared."""
+    """The guidances that are compared."""
     return {
         "cfg": ClassifierFree(scale=scale),
         "interval": GuidanceInterval(inside=ClassifierFree(scale=scale), low=0.0, high=0.7),
@@ -81,7 +81,7 @@ def guidances(scale: float) -> dict[str, Guidance]:
 
 
 def points() -> Iterator[tuple[Point, Sampler]]:
-    """All of both curves."""
+    """All points of both curves, with their samplers."""
     for evaluations, (name, (solver, each)) in itertools.product(EVALUATIONS, SOLVERS.items()):
         if evaluations % each == 0:
             sampler = Sampler(solver=solver, guidance=ClassifierFree(scale=SCALE), steps=evaluations // each)
@@ -93,7 +93,7 @@ def points() -> Iterator[tuple[Point, Sampler]]:
 
 
 def measure(pipeline: Pipeline, point: Point, prompts: list[str]) -> Row:
-    """Samples and judges."""
+    """Sample the prompts and measure the shares that are right."""
     metric = PromptAccuracy()
     metric.update(pipeline(prompts, seed=0), prompts)
     shares = {name: float(share) for name, share in metric.compute().items()}
@@ -103,7 +103,7 @@ def measure(pipeline: Pipeline, point: Point, prompts: list[str]) -> Row:
 
 
 def read(file: Path) -> list[Row]:
-    """What is measured already."""
+    """The rows that were measured before."""
     if not file.exists():
         return []
     with file.open(newline="") as lines:
@@ -119,7 +119,7 @@ def read(file: Path) -> list[Row]:
 
 
 def write(file: Path, rows: list[Row]) -> None:
-    """All rows, in their order."""
+    """Write all rows, in order."""
     with file.open("w", newline="") as lines:
         table = csv.DictWriter(lines, list(asdict(rows[0])))
         table.writeheader()
@@ -129,7 +129,7 @@ def write(file: Path, rows: list[Row]) -> None:
 
 
 def plot(rows: list[Row], curve: str, file: Path, *, label: str, title: str) -> None:
-    """A curve's shares of pictures that are right, over a logarithmic axis."""
+    """Plot the shares of right images of a curve, over a logarithmic axis."""
     figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     mine = [row for row in rows if row.curve == curve]
@@ -141,9 +141,9 @@ def plot(rows: list[Row], curve: str, file: Path, *, label: str, title: str) -> 
             [row.x for row in found], shares, errors, label=name, color=colour, marker=marker, linestyle=line,
             capsize=3,
         )  # fmt: skip
-    places = sorted({row.x for row in mine})
+    ticks = sorted({row.x for row in mine})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [f"{x:g}" for x in places])
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.minorticks_off()
     axes.set(xlabel=label, ylabel="prompts with everything right", ylim=(0, 1), title=title)
     axes.grid(alpha=0.3)
@@ -152,16 +152,16 @@ def plot(rows: list[Row], curve: str, file: Path, *, label: str, title: str) -> 
 
 
 def draw(folder: Path, rows: list[Row]) -> None:
-    """Both plots."""
+    """Draw both plots."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     n = min(row.n for row in rows)
     plot(
         rows, "steps", folder / "images/steps.png", label="evaluations of the velocity",
-        title=f"Solvers at guidance {SCALE:g}, {n} pictures a point",
+        title=f"Solvers at guidance {SCALE:g}, {n} images a point",
     )  # fmt: skip
     plot(
         rows, "scales", folder / "images/scales.png", label="guidance scale",
-        title=f"Guidances with {STEPS} Euler steps, {n} pictures a point",
+        title=f"Guidances with {STEPS} Euler steps, {n} images a point",
     )  # fmt: skip
 
 
@@ -172,12 +172,12 @@ def main() -> None:
     parser.add_argument(
         "--ckpt", required=True, help="a run of data=shapes, a .ckpt file or an exported folder"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the table and of images/")
-    parser.add_argument("--pictures", type=int, default=8, help="of each prompt")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the table and for images/")
+    parser.add_argument("--images", type=int, default=8, help="images of each prompt")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args()
     pipeline = load(args.ckpt, accelerator=args.device, batch_size=48).pipeline
-    prompts = [p for p in held_out_prompts(len(HELD_OUT_THINGS)) for _ in range(args.pictures)]
+    prompts = [p for p in held_out_prompts(len(HELD_OUT_THINGS)) for _ in range(args.images)]
     file = args.out / "steps_and_scales.csv"
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [row for row in read(file) if row.n == len(prompts)]

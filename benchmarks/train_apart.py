@@ -1,11 +1,11 @@
-"""Times training steps as users take them: rfdit's and the usual loop, each in a process of its own.
+"""Time training steps as users run them: rfdit's and the usual loop, each in a process of its own.
 
     python benchmarks/train_apart.py --size s b --patch 4 --batch 16 --precision bf16
 
-The steps are those of benchmarks/train_step.py. There one process serves both, so that the allocator's
-setting does too; here rfdit's process keeps freed memory and compiles the blocks, as train.py with
-compile=true does on a CPU, and diffusers' has what PyTorch comes with. They take turns, one step at a
-time while the other waits, with the matrix-product peak measured in between by a third.
+The steps are those of benchmarks/train_step.py. There one process runs both, with one setting of the allocator.
+Here rfdit's process keeps freed memory and compiles the blocks, as train.py does on a CPU with compile=true, and
+diffusers' process has PyTorch's defaults. They take turns, one step at a time while the other waits, and a third
+process measures the matrix-product peak in between.
 """
 
 import argparse
@@ -18,22 +18,22 @@ from multiprocessing.context import SpawnProcess
 import torch
 from train_step import SIZES, Setting, diffusers_step, report, rfdit_step, seconds
 
-from rfdit.training.memory import keep_freed_memory
-from rfdit.training.peak import matmul_peak
+from rfdit.cost.count import matmul_peak
+from rfdit.device import keep_freed_memory
 
 
-def serve(name: str, setting: Setting, asked: Connection) -> None:
-    """Answers every message with the seconds of one step, until None comes."""
+def serve(name: str, setting: Setting, requests: Connection) -> None:
+    """Answer every message with the seconds of one step, until the message is None."""
     if name == "rfdit":
         keep_freed_memory()
     step = rfdit_step(setting) if name == "rfdit" else diffusers_step(setting)
-    while asked.recv() is not None:
-        asked.send(seconds(step, setting.device))
+    while requests.recv() is not None:
+        requests.send(seconds(step, setting.device))
 
 
 @dataclass
 class Contender:
-    """A process that takes steps when asked."""
+    """A process that runs one step for each request."""
 
     name: str
     process: SpawnProcess
@@ -45,7 +45,7 @@ class Contender:
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(name, setting, there), daemon=True)
         process.start()
-        there.close()  # so that the end of the process is noticed here
+        there.close()  # so that the end of the process raises an error here
         return cls(name, process, here)
 
     def step(self) -> float:
@@ -53,7 +53,7 @@ class Contender:
             self.connection.send(True)
             return float(self.connection.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise SystemExit(f"error: {self.name} has ended; what it said is above") from None
+            raise SystemExit(f"error: the process of {self.name} has ended; see its output above") from None
 
     def stop(self) -> None:
         self.connection.send(None)
@@ -61,7 +61,7 @@ class Contender:
 
 
 def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
-    """Prints both steps' median times, their ratio, and each one's share of the peak."""
+    """Print the median time of both steps, their ratio, and the share of the peak that each reaches."""
     contenders = {
         "rfdit": Contender.start("rfdit", setting),
         "diffusers": Contender.start("diffusers", replace(setting, compile=False)),
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=8)
     args = parser.parse_args()
-    print(f"torch {torch.__version__} on {torch.get_num_threads()} CPU threads, a process each")
+    print(f"torch {torch.__version__} on {torch.get_num_threads()} CPU threads, one process each")
     for size in args.size:
         setting = Setting(size, args.patch, args.batch, args.precision, torch.device("cpu"), compile=True)
         compare(setting, repeats=args.repeats, warmup=args.warmup)

@@ -1,16 +1,16 @@
-"""Where training's time goes when images and captions are encoded in every step, once, or beforehand.
+"""Speed of training when images and captions are encoded in every step, once, or beforehand.
 
     python benchmarks/train_paths.py --shards '/data/emoji/*.tar' --taesd .../taesd --minilm .../minilm
 
 The same model (experiment=emoji, not compiled) is trained through `train.py` in three ways:
 
 - live: every step runs the autoencoder's encoder and the text encoder;
-- memory: latents and caption features stay in memory once they are computed (`cache_size`);
-- shards: `python -m rfdit.data.encode` has written them, and data=latents reads them.
+- memory: latents and caption features are cached in memory once they are computed (`cache_size`);
+- shards: `rfdit encode` has written them, and data=latents reads them.
 
-Ways take turns, --repeats times. Images per second, MFU (the backbone's operations alone, as a share of
-the matrix-product rate measured in the same run) and the share of time spent waiting for data are medians
-of the run's own metrics.csv, without the windows that fill a cache.
+The three take turns, --repeats times. Images per second, MFU (the backbone's operations alone, as a share of the
+matrix-product rate measured in the same run) and the share of time spent waiting for data are medians over the
+rows of each run's metrics.csv, without those in which a cache is filled.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("speed/images_per_second", "speed/mfu", "speed/data_wait")
-WINDOW = 10  # steps between two lines of metrics.csv
+WINDOW = 10  # steps between two rows of metrics.csv
 
 
 def run(*command: str) -> None:
-    """A command of rfdit's; raises CalledProcessError with what it printed if it fails."""
+    """Run a command of rfdit; exits with its output if it fails."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
 def windows(run_dir: Path, skip: int) -> list[dict[str, float]]:
-    """The speeds of a run, without those of the first `skip` steps."""
+    """The speeds of a run at each row of its log, without those of the first `skip` steps."""
     with (run_dir / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get(COLUMNS[0]) and int(row["step"]) >= skip]
     return [{column: float(row[column]) for column in COLUMNS} for row in rows]
@@ -49,10 +49,10 @@ def main() -> None:
     parser.add_argument("--taesd", required=True)
     parser.add_argument("--minilm", required=True)
     parser.add_argument(
-        "--pictures", type=int, default=1851, help="in the shards: after one epoch memory is full"
+        "--images", type=int, default=1851, help="images in the shards; one epoch fills the cache"
     )
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=60, help="that are measured, of each way and repeat")
+    parser.add_argument("--steps", type=int, default=60, help="measured steps of each run")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
@@ -60,12 +60,12 @@ def main() -> None:
         folder = Path(temporary)
         encoders = [f"autoencoder.source={options.taesd}", f"text_encoder.source={options.minilm}"]
         run(
-            "-m", "rfdit.data.encode", f"out={folder / 'latents'}", f"data.shards={options.shards}",
+            "-m", "rfdit", "encode", f"out={folder / 'latents'}", f"data.shards={options.shards}",
             "data.resolution=128", "autoencoder=taesd", "text_encoder=minilm", "text_encoder.length=16", *encoders,
         )  # fmt: skip
-        epoch = -(-options.pictures // options.batch)
+        epoch = -(-options.images // options.batch)
         live, shards = f"data.shards={options.shards}", f"data.shards={folder / 'latents'}"
-        off = ["autoencoder.cache_size=0", "text_encoder.cache_size=1"]  # the empty caption's
+        off = ["autoencoder.cache_size=0", "text_encoder.cache_size=1"]  # one entry, for the empty caption
         ways: dict[str, tuple[list[str], int]] = {
             "live": ([live, *off], WINDOW),
             "memory": ([live], epoch),

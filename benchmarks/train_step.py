@@ -1,14 +1,14 @@
-"""Times a training step of rfdit's DiT against diffusers' DiTTransformer2DModel of the same shape.
+"""Time a training step of rfdit's DiT and of diffusers' DiTTransformer2DModel of the same shape.
 
     python benchmarks/train_step.py --size s b --patch 4 --batch 16 --precision bf16
 
-A step is forward, backward, optimiser and EMA on 4 x 32 x 32 latents with 1000 classes. rfdit's is
-built from the parts that training uses; diffusers' is the usual loop around its model: AdamW with
-PyTorch's default arguments, one EMA update per tensor, the same autocast. Both run in one process, in
-turns, with the matrix-product peak measured between them, and medians are printed: on a machine that
-others use, what slows one slows all.
+A step is forward, backward, optimiser and EMA on 4 x 32 x 32 latents with 1000 classes. rfdit's step is built
+from the parts that training uses; diffusers' is the usual loop around its model: AdamW with PyTorch's default
+arguments, one EMA update per tensor, the same autocast. Both run in one process, in turns, with the
+matrix-product peak measured in between, so that other work on the machine slows all of them alike. Medians are
+printed.
 
-MFU is the share of that peak: six operations for each of the forward pass's multiply-adds.
+MFU is the share of that peak, counting six operations for each multiply-add of the forward pass.
 """
 
 import argparse
@@ -28,20 +28,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from rfdit.batch import Condition
 from rfdit.conditioning import LabelConditioner, drop_condition
+from rfdit.cost.count import count_macs, matmul_peak
+from rfdit.device import keep_freed_memory
 from rfdit.model import DiT
-from rfdit.model.backbone import compile_blocks
-from rfdit.model.cost import count_macs
+from rfdit.model.acceleration import compile_blocks
 from rfdit.network import Network
 from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
 from rfdit.randomness import SampleGenerator
-from rfdit.training.memory import keep_freed_memory
 from rfdit.training.optim import AdamW, ConstantSchedule
-from rfdit.training.peak import matmul_peak
 
 SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
 LATENT, CLASSES, LEARNING_RATE, DECAY, DROP = (4, 32, 32), 1000, 1e-4, 0.9999, 0.1
 
-# Where a kernel's time is counted in the profile, by a part of its name; the first that fits.
+# Groups of kernels in the profile, by substrings of their names; the first match counts.
 GROUPS = {
     "attention": ("scaled_dot_product", "sdpa", "flash", "fmha", "softmax"),
     "fused by the compiler": ("triton_",),
@@ -57,7 +56,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed."""
+    """The shape and precision that are timed."""
 
     size: str
     patch: int
@@ -79,9 +78,9 @@ class Setting:
 
 
 def rfdit_network(setting: Setting, **options: Any) -> Network:
-    """The class-conditional DiT that is trained; options of its own beside the size."""
+    """The class-conditional DiT that is trained; options are further arguments of the DiT."""
     width, depth, num_heads = SIZES[setting.size]
-    with setting.device:  # a GPU draws the weights of XL in no time
+    with setting.device:  # a GPU initialises the weights of XL much faster
         backbone = DiT(
             width=width,
             depth=depth,
@@ -96,7 +95,7 @@ def rfdit_network(setting: Setting, **options: Any) -> Network:
 
 
 def rfdit_step(setting: Setting) -> Callable[[], None]:
-    """A training step as rfdit takes it."""
+    """A training step of rfdit."""
     network = rfdit_network(setting)
     average = copy.deepcopy(network).requires_grad_(False)
     if setting.compile:
@@ -139,7 +138,7 @@ def network_step(
 
 
 def diffusers_step(setting: Setting) -> Callable[[], None]:
-    """A training step as it is usually written around diffusers' model, which drops labels itself."""
+    """A training step as usually written around diffusers' model, which drops labels itself."""
     from diffusers import DiTTransformer2DModel
 
     width, depth, num_heads = SIZES[setting.size]
@@ -198,7 +197,7 @@ def step_operations(setting: Setting) -> int:
 
 
 def seconds(step: Callable[[], None], device: torch.device) -> float:
-    """How long a step takes, until the device is done with it."""
+    """Seconds that a step takes until the device has finished it."""
     synchronize(device)
     start = time.perf_counter()
     step()
@@ -212,7 +211,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
-    """Prints both steps' median times, their ratio, and each one's share of the peak."""
+    """Print the median time of both steps, their ratio, and the share of the peak that each reaches."""
     steps = {"rfdit": rfdit_step(setting), "diffusers": diffusers_step(setting)}
     for step in steps.values():
         for _ in range(warmup):
@@ -227,7 +226,7 @@ def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
 
 
 def report(setting: Setting, times: dict[str, list[float]], peak: float) -> None:
-    """Prints what `times` in seconds come to, against a peak in operations per second."""
+    """Print the medians of `times` in seconds, and their rates relative to a peak in operations per second."""
     operations = step_operations(setting)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n{setting}: {operations / 1e9:.1f} GFLOP a step, peak {peak / 1e9:.0f} GFLOP/s")
@@ -241,7 +240,7 @@ def report(setting: Setting, times: dict[str, list[float]], peak: float) -> None
 
 
 def show_profile(setting: Setting, *, steps: int, warmup: int) -> None:
-    """Prints where the time of rfdit's step goes: by kind of kernel, then the kernels themselves."""
+    """Print where the time of rfdit's step goes: by group of kernels, then the kernels themselves."""
     step = rfdit_step(setting)
     for _ in range(warmup):
         step()
@@ -250,7 +249,7 @@ def show_profile(setting: Setting, *, steps: int, warmup: int) -> None:
         for _ in range(steps):
             step()
         synchronize(setting.device)
-    # On a GPU its kernels; the operations that start them would count twice.
+    # On a GPU only the kernels count; the operations that launch them would count the time twice.
     events = [e for e in recorded.key_averages() if not cuda or e.device_type == DeviceType.CUDA]
     milliseconds = {
         event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e3 / steps
@@ -259,8 +258,8 @@ def show_profile(setting: Setting, *, steps: int, warmup: int) -> None:
     total = sum(milliseconds.values())
     groups = dict.fromkeys([*GROUPS, "other"], 0.0)
     for key, value in milliseconds.items():
-        fits = (group for group, parts in GROUPS.items() if any(part in key.lower() for part in parts))
-        groups[next(fits, "other")] += value
+        matches = (group for group, parts in GROUPS.items() if any(part in key.lower() for part in parts))
+        groups[next(matches, "other")] += value
     print(f"\n{setting}: {total:.1f} ms a step under the profiler")
     for group, value in sorted(groups.items(), key=lambda item: -item[1]):
         print(f"  {value:8.1f} ms  {value / total:6.1%}  {group}")
@@ -281,12 +280,12 @@ def main() -> None:
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="glibc keeps what is freed, as in train.py",
+        help="keep freed memory, as train.py does",
     )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=8)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--profile", action="store_true", help="where rfdit's time goes, instead")
+    parser.add_argument("--profile", action="store_true", help="print where rfdit's time goes instead")
     args = parser.parse_args()
     if args.keep_memory:
         keep_freed_memory()

@@ -1,7 +1,7 @@
-"""The two things that travel: a `Batch` from the data, a `Condition` to the network."""
+"""The two types that packages exchange: `Batch`, from the data, and `Condition`, to the network."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,12 +19,14 @@ class Batch:
     """Samples as a data source delivers them.
 
     images: uint8 RGB; they reach the device as bytes and are scaled there. None for cached latents.
-    positions: place of each sample in the endless stream. All randomness that belongs to a
-        sample (noise, time, dropped caption, augmentation) is a function of (seed, position).
-    moments: cached latents: what the autoencoder said of each image, before normalisation.
-    captions, labels: what the samples are conditioned on; a source gives either or both.
+    positions: each sample's position in the endless stream. All randomness of a sample (noise, time,
+        dropped caption, augmentation) is a function of (seed, position).
+    moments: cached latents: the output of the autoencoder's encoder, before normalisation.
+    captions, labels: the samples' conditions; a source gives either or both.
     condition: cached text features of the captions.
+    micro: numbers of micro-conditioning, one for each of its fields.
     keys: the samples' names, for reports.
+    skipped: counts, by reason, of the samples of this batch that could not be used.
     """
 
     images: UInt8[Tensor, "b 3 H W"] | None
@@ -33,26 +35,28 @@ class Batch:
     captions: Sequence[str] | None = None
     labels: Int[Tensor, "b"] | None = None
     condition: "Condition | None" = None
+    micro: Float[Tensor, "b n"] | None = None
     keys: Sequence[str] | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Every tensor on `device`; Lightning moves batches through this method.
+        """Moves every tensor to `device`; Lightning calls this method.
 
-        A GPU copies from page-locked memory while it works; the host does not wait.
+        A GPU copies from page-locked memory while it computes; the host does not wait.
         """
         overlapped = torch.device(device).type == "cuda"
         return self.map(lambda tensor: tensor.to(device, non_blocking=overlapped))
 
     def pin_memory(self) -> "Batch":
-        """Every tensor in page-locked memory; the DataLoader calls this before the copy to a GPU."""
+        """Copies every tensor to page-locked memory; the DataLoader calls this before the copy to a GPU."""
         return self.map(Tensor.pin_memory)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor changed, those of its condition too."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Applies a function to every tensor, including those of the condition."""
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
         tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         condition = self.condition and self.condition.map(change)
         return Batch(**values | tensors | {"condition": condition})
@@ -60,10 +64,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network is told besides z_t and t.
+    """The input of the network apart from z_t and t.
 
-    pooled: one vector per sample (a class embedding, or the pooled caption).
-    tokens, mask: one vector per caption token, and True where a token is real. None for labels.
+    pooled: one vector per sample: a class embedding, or the pooled caption.
+    tokens, mask: one vector per caption token, and True where a token is not padding. None for labels.
     """
 
     pooled: Float[Tensor, "b p"]
@@ -74,7 +78,7 @@ class Condition:
         return len(self.pooled)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
-        """The condition with every tensor changed."""
+        """Applies a function to every tensor."""
         return Condition(
             pooled=change(self.pooled),
             tokens=None if self.tokens is None else change(self.tokens),
@@ -82,11 +86,11 @@ class Condition:
         )
 
     def __getitem__(self, rows: slice) -> "Condition":
-        """The given samples' part."""
+        """The condition of a slice of the samples."""
         return self.map(lambda tensor: tensor[rows])
 
     def expand(self, n: int) -> "Condition":
-        """One sample's condition, for n samples."""
+        """The condition of one sample repeated for n, without a copy."""
         return Condition(
             pooled=self.pooled.expand(n, -1),
             tokens=None if self.tokens is None else self.tokens.expand(n, -1, -1),
@@ -94,7 +98,10 @@ class Condition:
         )
 
     def where(self, keep: Bool[Tensor, "b"], other: "Condition") -> "Condition":
-        """This condition where `keep`, `other` elsewhere, sample by sample."""
+        """This condition where `keep`, `other` elsewhere, sample by sample.
+
+        Without tokens in both conditions, the result has none.
+        """
         rows = keep[:, None]
 
         def choose(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
@@ -108,7 +115,7 @@ class Condition:
 
     @staticmethod
     def join(parts: Sequence["Condition"]) -> "Condition":
-        """Several batches' conditions, one after the other."""
+        """Concatenates the conditions of several batches."""
 
         def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
             present = [tensor for tensor in tensors if tensor is not None]
@@ -119,6 +126,6 @@ class Condition:
         return Condition(pooled, joined([p.tokens for p in parts]), joined([p.mask for p in parts]))
 
 
-# FSDP looks for tensors in what a module returns. PyTorch 2.11's does not look into other dataclasses, and
-# would never reduce the gradients of a trained conditioner.
+# FSDP looks for tensors in the outputs of a module. That of PyTorch 2.11 does not look into unregistered
+# dataclasses, and would never reduce the gradients of a trained conditioner.
 register_dataclass(Condition)

@@ -10,27 +10,27 @@ from rfdit.batch import Latent, Time
 
 
 def per_sample(t: Time, like: Tensor) -> Tensor:
-    """Times of shape (b,), shaped (b, 1, ..., 1) so that they multiply `like` sample by sample."""
+    """Times of shape (b,) reshaped to (b, 1, ..., 1), so that they multiply `like` sample by sample."""
     return t.view(-1, *[1] * (like.ndim - 1))
 
 
 def interpolate(z0: Latent, z1: Latent, t: Time) -> Latent:
-    """The point at time t on the straight path from data z0 to noise z1."""
+    """z_t = z0 + t (z1 - z0), the point at time t on the straight path from data z0 to noise z1."""
     return z0 + per_sample(t, z0) * (z1 - z0)
 
 
 def velocity(z0: Latent, z1: Latent) -> Latent:
-    """The path's velocity dz_t/dt, the regression target."""
+    """v = dz_t/dt = z1 - z0, the regression target."""
     return z1 - z0
 
 
 def data_from_velocity(z_t: Latent, v: Latent, t: Time) -> Latent:
-    """z0 = z_t - t v."""
+    """The data that a velocity implies, z0 = z_t - t v."""
     return z_t - per_sample(t, z_t) * v
 
 
 def noise_from_velocity(z_t: Latent, v: Latent, t: Time) -> Latent:
-    """z1 = z_t + (1 - t) v."""
+    """The noise that a velocity implies, z1 = z_t + (1 - t) v."""
     return z_t + (1 - per_sample(t, z_t)) * v
 
 

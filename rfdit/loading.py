@@ -1,33 +1,47 @@
-"""A trained model, ready to make pictures: `rfdit.load`."""
+"""A trained model, ready to generate images: `rfdit.load`."""
 
-import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
 
-from rfdit.config import build
-from rfdit.grid import to_pil
-from rfdit.interchange.folder import travelling
-from rfdit.interchange.source import open_model
-from rfdit.sample import load_pipeline
-from rfdit.sampler import ClassifierFree, NoGuidance, Pipeline, Sampler, Solver
-from rfdit.sampler.guidance import with_scale
-from rfdit.training.checkpoint import SavedRun
-from rfdit.trusted import check_targets
+from rfdit.checkpoint.registry import GROUPS, check_saved
+from rfdit.checkpoint.saved_run import SavedRun
+from rfdit.config.build import build
+from rfdit.cost.count import count_parameters
+from rfdit.generate.load import PipelineSettings, load_pipeline
+from rfdit.image_grid import to_pil
+from rfdit.interchange.source import open_model, with_sources
+from rfdit.protocols import class_name
+from rfdit.sampler import Pipeline, Sampler, Solver
+from rfdit.sampler.guidance import Unscaled, with_scale
+from rfdit.storage.untrusted import explained
 
 
 class Model:
-    """Pictures from captions or class labels.
+    """Images from captions or class labels.
 
-    saved: what was loaded. pipeline: what makes the pictures; its sampler has the settings with which
-    training looked at its own pictures, and a call's arguments stand in for them.
+    saved: the checkpoint or folder. pipeline: its network, autoencoder and sampler; the sampler has the
+    settings with which training sampled its own images, and a call's arguments replace them.
     """
 
     def __init__(self, *, saved: SavedRun, pipeline: Pipeline) -> None:
         self.saved, self.pipeline = saved, pipeline
-        self.knows_labels = "num_classes" in saved.config["conditioner"]
+        self.knows_labels = saved.knows_labels
+
+    def __repr__(self) -> str:
+        """`Model(MMDiT of 8,214,531 parameters, captions to 32x32 images, step 1,400 of outputs/demo)`."""
+        network = self.pipeline.network
+        down = self.pipeline.autoencoder.downsampling
+        _, *sides = self.pipeline.latent_shape
+        size = "x".join(str(side * down) for side in sides)
+        inputs = f"{self.saved.num_classes} classes" if self.knows_labels else "captions"
+        kind = f"{class_name(network.backbone)} of {count_parameters(network):,} parameters"
+        return (
+            f"Model({kind}, {inputs} to {size} images, step {self.saved.step:,} of {self.saved.run_folder})"
+        )
 
     def __call__(
         self,
@@ -41,41 +55,41 @@ class Model:
         first_key: int = 0,
         negative: str | None = None,
     ) -> list[Image.Image]:
-        """One picture per caption or label, of which one or several are given.
+        """Generates one image for each of one or several captions or labels.
 
-        seed, first_key: picture i starts from the noise of (seed, first_key + i), as in sample.py.
-        guidance_scale: of the run's own guidance, or of the one inside its interval; plain guidance where
-            it had none. The other arguments are those of `Sampler` and `Pipeline`.
-        Raises ValueError for captions where the model knows labels, and the other way round.
+        seed, first_key: image i starts from the noise of (seed, first_key + i), as in sample.py.
+        guidance_scale: scale of the run's own guidance, or of the one inside its interval, or of
+            classifier-free guidance if it had none. The other arguments are those of `Sampler` and `Pipeline`.
+        Raises ValueError for captions if the model was trained on labels, and the other way round.
         """
-        wanted: Any = [inputs] if isinstance(inputs, str | int) else list(inputs)
-        self._check(wanted, negative)
-        pipeline = copy.copy(self.pipeline)
-        pipeline.sampler = self._sampler(steps=steps, shift=shift, guidance_scale=guidance_scale)
+        several: Any = [inputs] if isinstance(inputs, str | int) else list(inputs)
+        self._check(several, negative)
+        sampler = self._sampler(steps=steps, shift=shift, guidance_scale=guidance_scale)
         if solver is not None:
-            pipeline.sampler.solver = solver
-        return [
-            to_pil(image) for image in pipeline(wanted, seed=seed, first_key=first_key, negative=negative)
-        ]
+            sampler.solver = solver
+        pipeline = self.pipeline.with_sampler(sampler)
+        images = pipeline(several, seed=seed, first_key=first_key, negative=negative)
+        return [to_pil(image) for image in images]
 
     def _sampler(self, *, steps: int | None, shift: float | None, guidance_scale: float | None) -> Sampler:
-        """The run's own, with other settings where they are given."""
+        """The run's own sampler, with other settings where they are given."""
         node = dict(self.saved.config["sampler"])
         node |= {name: x for name, x in (("steps", steps), ("shift", shift)) if x is not None}
         sampler: Sampler = build(node)
         if guidance_scale is not None:
-            unguided = isinstance(sampler.guidance, NoGuidance)
-            guidance = ClassifierFree(scale=1.0) if unguided else sampler.guidance
-            sampler.guidance = with_scale(guidance, guidance_scale)
+            own = sampler.guidance
+            sampler.guidance = (
+                own.scaled(guidance_scale) if isinstance(own, Unscaled) else with_scale(own, guidance_scale)
+            )
         return sampler
 
     def _check(self, inputs: Sequence[str | int], negative: str | None) -> None:
         if not inputs:
-            raise ValueError("inputs=[] names nothing; give a caption or a class label, or several")
+            raise ValueError("inputs=[] is empty; give a caption or a class label, or several")
         kind, kinds = (int, "class labels") if self.knows_labels else (str, "captions")
         if not all(isinstance(item, kind) for item in inputs) or (self.knows_labels and negative is not None):
             given = f"negative={negative!r}" if negative is not None else f"inputs={inputs}"
-            raise ValueError(f"{self.saved.path} was trained on {kinds}; {given} is something else")
+            raise ValueError(f"{self.saved.path} was trained on {kinds}; {given} is not one of them")
 
 
 def load(
@@ -88,29 +102,33 @@ def load(
     autoencoder: str | None = None,
     text_encoder: str | None = None,
     revision: str | None = None,
-    packages: Collection[str] = ("rfdit",),
+    packages: Collection[str] = (),
+    micro: Mapping[str, float] = MappingProxyType({}),
 ) -> Model:
-    """The model in a run folder, a .ckpt file, an exported folder, or a hub repository `owner/name`.
+    """Loads the model of a run folder, a .ckpt file, an exported folder, or a hub repository `owner/name`.
 
-    weights: as of sample.py; the average if there is one, by default.
-    accelerator, precision, batch_size: as of sample.py.
-    autoencoder, text_encoder: where their weights are, if not where training found them.
-    revision: of a hub repository: a branch, tag or commit.
-    packages: whose classes the model's configuration may name.
+    weights: as for sample.py; the average if there is one, by default.
+    accelerator, precision, batch_size: as for sample.py.
+    autoencoder, text_encoder: locations of their weights, if not those that training used.
+    revision: a branch, tag or commit of a hub repository.
+    packages: those of your own whose classes the model's configuration may name.
+    micro: numbers of micro-conditioning by name, in place of the model's defaults.
 
-    No pickle is run, and of a hub repository only safetensors and JSON are even downloaded.
+    No pickle is executed, and only safetensors and JSON are downloaded from a hub repository.
     Raises ValueError or OSError with one sentence if there is no such model.
     """
-    saved = open_model(source, revision)
-    check_targets(travelling(saved.config), packages)  # nothing else of it is built
-    settings = {
-        "sampler": saved.config["sampler"],
-        "weights": weights or ("ema" if saved.ema else "raw"),
-        "accelerator": accelerator,
-        "precision": precision,
-        "batch_size": batch_size,
-        "autoencoder": {"source": autoencoder},
-        "text_encoder": {"source": text_encoder},
-        "packages": list(packages),
-    }
-    return Model(saved=saved, pipeline=load_pipeline(saved, settings))
+    saved = with_sources(open_model(source, revision), autoencoder=autoencoder, text_encoder=text_encoder)
+    check_saved(saved, GROUPS, packages)  # only these parts are built
+    with explained(f"{saved.path} cannot be built"):
+        settings = PipelineSettings(
+            sampler=build(saved.config["sampler"]),
+            weights=weights or ("ema" if saved.ema else "raw"),
+            accelerator=accelerator,
+            precision=precision,
+            batch_size=batch_size,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            packages=packages,
+            micro=micro,
+        )
+        return Model(saved=saved, pipeline=load_pipeline(saved, settings))

@@ -1,9 +1,9 @@
-"""Random numbers that belong to samples instead of processes.
+"""Random numbers keyed by sample, not by process.
 
-A `torch.Generator` gives row i of a batch whatever is next in its stream, so noise depends on
-batch size, rank and everything drawn before. Here a number is a hash of (seed, purpose, sample
-key, index): the same sample gets the same noise on one device or sixty-four, before or after a
-resume, and there is no state to save. The hash is SplitMix64's finaliser (Steele et al., 2014),
+A `torch.Generator` gives row i of a batch the next numbers of its stream, so noise depends on batch
+size, rank and everything drawn before. Here a number is a hash of (seed, purpose, sample key, index):
+the same sample gets the same noise on one device or sixty-four, before or after a resume, and there
+remains nothing to save. The hash is SplitMix64's finaliser (Steele et al., 2014),
 vectorised in int64 arithmetic, which wraps modulo 2^64 on every device.
 """
 
@@ -18,41 +18,41 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits."""
+    """The int64 with the same 64 bits as an unsigned integer."""
     value &= 2**64 - 1
     return value - 2**64 if value >= 2**63 else value
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; int64's own is arithmetic."""
+    """Logical right shift; that of int64 is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser: every output bit depends on every input bit."""
+    """The finaliser of SplitMix64: every output bit depends on every input bit."""
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift_right(x, 31)
 
 
 class SampleGenerator:
-    """Draws numbers for samples, each sample's from its own key.
+    """Draws random numbers for samples, those of each sample from its own key.
 
-    seed: the run's seed.
-    keys: (b,) one integer per sample: its position in the stream, or its image number.
+    seed: the seed of the run.
+    keys: (b,), one integer per sample: its position in the stream, or the number of its image.
     purpose: separates draws, so that a new one never shifts the others; see `fork`.
     """
 
     def __init__(self, *, seed: int, keys: Int[Tensor, "b"], purpose: str = "") -> None:
         self.seed, self.keys, self.purpose = seed, keys, purpose
-        # Filled on the device: copying a number there would wait for all that is queued on it.
+        # Filled on the device: copying a number to it would wait for everything queued there.
         value = _signed(seed * GOLDEN + zlib.crc32(purpose.encode()))
         salt = torch.full((), value, dtype=torch.int64, device=keys.device)
-        # The salt is mixed once more than the key, so that a seed and a key cannot change places.
+        # The salt is mixed once more than the key, so that a seed and a key are not interchangeable.
         self._state = _mix(_mix(keys.long() * _signed(GOLDEN)) + _mix(_mix(salt)))
 
     def fork(self, purpose: str) -> "SampleGenerator":
-        """An independent generator for the same samples."""
+        """An independent generator for the same samples and another purpose."""
         name = f"{self.purpose}/{purpose}"
         return SampleGenerator(seed=self.seed, keys=self.keys, purpose=name)
 
@@ -77,12 +77,12 @@ class SampleGenerator:
 
 
 def permutation(n: int, *, seed: int, purpose: str) -> Int[Tensor, "n"]:
-    """The numbers 0 to n - 1 in an order that depends on (seed, purpose) alone, whatever the platform."""
+    """A permutation of 0 to n - 1 that depends on (seed, purpose) alone, on every platform."""
     generator = SampleGenerator(seed=seed, keys=torch.arange(n), purpose=purpose)
     return generator._bits(1)[:, 0].argsort(stable=True)
 
 
 def randrange(n: int, *, seed: int, purpose: str) -> int:
-    """One of the numbers 0 to n - 1, drawn from (seed, purpose) alone."""
+    """An integer from 0 to n - 1 that depends on (seed, purpose) alone."""
     generator = SampleGenerator(seed=seed, keys=torch.zeros(1, dtype=torch.int64), purpose=purpose)
     return int(generator._bits(1)) % n

@@ -74,7 +74,7 @@ def test_a_batch_moves_its_tensors_and_keeps_the_rest() -> None:
 
 
 def test_the_tensors_of_a_condition_are_found() -> None:
-    """FSDP looks for them in what a conditioner returns; else its gradients are not reduced."""
+    """FSDP looks for tensors in a conditioner's output; without them its gradients are not reduced."""
     pooled, tokens = torch.zeros(2, 3), torch.zeros(2, 4, 3)
     leaves = tree_leaves(Condition(pooled=pooled, tokens=tokens))
     assert any(leaf is pooled for leaf in leaves)

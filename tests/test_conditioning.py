@@ -25,7 +25,7 @@ def keyed(n: int, *, first: int = 0) -> SampleGenerator:
 
 
 def dropped(n: int, probability: float, *, first: int = 0) -> torch.Tensor:
-    """Which of n samples lost their condition."""
+    """The samples out of n that lost their condition."""
     cond, null = Condition(pooled=torch.ones(n, 1)), Condition(pooled=torch.zeros(1, 1))
     given = drop_condition(cond, null, probability=probability, generator=keyed(n, first=first))
     return given.pooled[:, 0] == 0
@@ -79,10 +79,25 @@ def test_the_null_row_is_trained() -> None:
 @pytest.mark.parametrize("label", [5, -1])
 def test_a_label_out_of_range_is_named(label: int) -> None:
     conditioner = LabelConditioner(num_classes=5, width=8)
-    with pytest.raises(
-        ValueError, match=rf"must be 0 to 4 \(conditioner.num_classes=5\), not \[0, {label}\]"
-    ):
+    with pytest.raises(ValueError, match=rf"must be 0 to 4 \(conditioner.num_classes=5\), not {label}$"):
         conditioner([0, label], device=CPU)
+    batch = Batch(images=None, positions=torch.arange(2), labels=torch.tensor([0, label]), keys=["a", "b"])
+    with pytest.raises(
+        ValueError, match=f"^data.shards: sample b has the class {label}, and classes are 0 to 4 "
+    ):
+        conditioner.inputs(batch)
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU, where its values must not be read."""
+
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+def test_on_a_gpu_a_label_that_is_one_too_large_is_not_the_null_condition() -> None:
+    conditioner = LabelConditioner(num_classes=5, width=8)
+    with pytest.raises(IndexError):
+        conditioner(torch.tensor([5]).as_subclass(OnGPU), device=CPU)
 
 
 def test_the_empty_caption_is_null() -> None:
@@ -129,7 +144,7 @@ def test_cached_features_are_used_as_they_are() -> None:
 
 @pytest.mark.parametrize("drop", [-0.1, 1.1])
 def test_the_drop_is_a_probability(drop: float) -> None:
-    with pytest.raises(ValueError, match=f"conditioner.drop={drop} is a probability"):
+    with pytest.raises(ValueError, match=f"conditioner.drop={drop} must be a probability"):
         LabelConditioner(num_classes=5, width=8, drop=drop)
-    with pytest.raises(ValueError, match=f"conditioner.drop={drop} is a probability"):
+    with pytest.raises(ValueError, match=f"conditioner.drop={drop} must be a probability"):
         TextConditioner(encoder=LetterEncoder(), drop=drop)

@@ -1,4 +1,4 @@
-"""The convention: what lies at both ends of the path, and which way time runs."""
+"""The convention: the two ends of the path, and the direction of time."""
 
 import pytest
 import torch

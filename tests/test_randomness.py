@@ -92,7 +92,7 @@ def test_seeds_and_purposes_are_independent() -> None:
     assert abs(correlation(others[1], others[2])) < 5 / (512 * 64) ** 0.5
 
 
-def test_a_seed_is_no_offset_of_the_keys() -> None:
+def test_a_seed_is_not_an_offset_of_the_keys() -> None:
     """Sample 1 of seed 0 is not sample 0 of seed 1."""
     assert not torch.isin(many(64, seed=0).uniform(), many(64, seed=1).uniform()).any()
 
@@ -115,6 +115,6 @@ def test_big_seeds_and_keys(seed: int) -> None:
 
 
 def test_known_values() -> None:
-    """A change here changes every run that is resumed: it must be meant."""
+    """A change here changes every resumed run, so it must be intended."""
     x = generator(0, 1, seed=0, purpose="noise").uniform(2)
     assert x.tolist() == [[0.5563903450965881, 0.4778556227684021], [0.4125663638114929, 0.3573504090309143]]

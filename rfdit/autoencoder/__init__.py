@@ -1,1 +1,1 @@
-"""Images <-> latents: frozen autoencoders that own their normalisation."""
+"""Frozen autoencoders between images and latents, normalisation included."""

@@ -1,62 +1,81 @@
-"""What every autoencoder offers, and the facts that tie a checkpoint to one of them."""
+"""The interface of autoencoders, and the contract that ties a checkpoint to one latent space."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from rfdit.autoencoder.statistics import Statistic, as_plain, compared, from_plain, spread
 from rfdit.batch import Images, Latent
 from rfdit.randomness import SampleGenerator
 
-Moments = Float[Tensor, "b m h w"]  # what an encoder says of images, before normalisation
+Moments = Float[Tensor, "b m h w"]  # the output of an encoder, before normalisation
+NUMBERS = ("scale", "shift")  # the fields that are a `Statistic`
 
 
 @dataclass(frozen=True)
 class LatentContract:
-    """The latent space a model is trained in; a checkpoint carries it.
+    """The latent space in which a model is trained; part of every checkpoint.
 
-    name: which autoencoder's space it is (`sd`, `taesd`, ...), wherever its weights were read from.
-    channels: of a latent.
-    downsampling: pixels per latent pixel, along one side.
-    scale, shift: latents are `(raw - shift) * scale`, close to unit variance.
+    name: the space (`sd`, `taesd`, ...), wherever the weights of its autoencoder were read from.
+    channels: channels of a latent. downsampling: pixels per latent pixel, along one side.
+    scale, shift: latents are `(raw - shift) * scale`, close to unit variance. Each is a number, or one for
+        each channel, or one for each channel and position, of which a checkpoint keeps the digest.
     """
 
     name: str
     channels: int
     downsampling: int
-    scale: float
-    shift: float
+    scale: Statistic
+    shift: Statistic
 
     def normalise(self, raw: Latent) -> Latent:
-        """The autoencoder's own latents -> the model's."""
-        return (raw - self.shift) * self.scale
+        """(raw - shift) * scale: the latents of the autoencoder to those of the model."""
+        return (raw - spread(self.shift, raw)) * spread(self.scale, raw)
 
     def denormalise(self, latents: Latent) -> Latent:
-        """The model's latents -> the autoencoder's own."""
-        return latents / self.scale + self.shift
+        """latents / scale + shift: the latents of the model to those of the autoencoder."""
+        return latents / spread(self.scale, latents) + spread(self.shift, latents)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {name: as_plain(values[name]) for name in NUMBERS}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LatentContract":
-        """What `as_dict` gave."""
-        return cls(**values)
+        """The contract with the values of `as_dict`; raises ValueError for other names or types."""
+        numbers = {name: from_plain(values.get(name)) for name in NUMBERS}
+        kinds: dict[str, Any] = {field.name: field.type for field in fields(cls) if field.name not in NUMBERS}
+        wrong = sorted(
+            [name for name in numbers if numbers[name] is None]
+            + [
+                n
+                for n in kinds.keys() | (values.keys() - numbers)
+                if not isinstance(values.get(n), kinds.get(n, ()))
+            ]
+        )
+        if wrong:
+            names = ", ".join(wrong)
+            raise ValueError(
+                f"its latent space has fields that are missing, unknown or of a wrong type: {names}"
+            )
+        return cls(**values | numbers)
 
     def differences(self, other: "LatentContract") -> dict[str, tuple[Any, Any]]:
-        """Field -> (this, other), for the fields that differ."""
+        """The fields that differ: name to (this, other), for numbers of channels the first that differs."""
         pairs = {
             field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
         }
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        return {
+            name: compared(*pair) if name in NUMBERS else pair
+            for name, pair in pairs.items()
+            if pair[0] != pair[1]
+        }
 
     def check(self, trained: "LatentContract") -> None:
-        """Refuses a model that was trained in another latent space than this one.
-
-        Raises ValueError, naming every field that differs.
-        """
+        """Raises ValueError for a model trained in another latent space, naming every field that differs."""
         differences = self.differences(trained)
         if differences:
             listed = ", ".join(
@@ -70,10 +89,10 @@ class LatentContract:
 
 @runtime_checkable
 class Autoencoder(Protocol):
-    """Images <-> latents. No `nn.Module`: its weights are never in a checkpoint.
+    """Images to latents and back. Not an `nn.Module`: its weights are never in a checkpoint.
 
-    Encoding has two halves, since the first one's result can be cached: an image's latent is
-    `from_moments(moments(image))`, and training does nothing else with cached moments.
+    Encoding has two halves, since the result of the first can be cached: the latent of an image is
+    `from_moments(moments(image))`, and training calls the second alone on cached moments.
 
     latent_channels, downsampling: an image of (3, H, W) becomes a latent of
         (latent_channels, H / downsampling, W / downsampling).
@@ -85,21 +104,21 @@ class Autoencoder(Protocol):
     contract: LatentContract
 
     def moments(self, images: Images) -> Moments:
-        """Images in [-1, 1] -> what the encoder says of them, float32, on their device, no gradient.
+        """Images in [-1, 1] -> the output of the encoder, float32, on their device, without gradient.
 
-        Mean and log-variance, of 2c channels, where it gives a distribution, else the raw latent.
-        This is the costly half of encoding, and the same whenever an image is seen: it can be cached.
+        Means and log-variances (2c channels) where it gives distributions, else raw latents (c channels).
+        This is the costly half of encoding, and deterministic, so that it can be cached.
         """
         ...
 
     def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
-        """Moments, in any floating dtype -> normalised latents, float32.
+        """Moments of any floating dtype -> normalised latents, float32.
 
-        generator: where the moments are a distribution's, draws each sample's latent from it;
-            without one the latent is the mean.
+        generator: if moments are distributions, draws each latent from its own; without a generator, the
+            latent is the mean.
         """
         ...
 
     def decode(self, latents: Latent) -> Images:
-        """Normalised latents -> images in [-1, 1], float32, on the latents' device, no gradient."""
+        """Normalised latents -> images in [-1, 1], float32, on their device, without gradient."""
         ...

@@ -2,16 +2,17 @@
 
 from rfdit.autoencoder.contract import LatentContract, Moments
 from rfdit.batch import Images, Latent
+from rfdit.limits import Count
 from rfdit.randomness import SampleGenerator
 
 
 class IdentityAutoencoder:
-    """No autoencoder: the latent is the image, in [-1, 1].
+    """No autoencoder: the latent is the image itself, in [-1, 1].
 
-    latent_channels, downsampling: 3 and 1; declared because the other nodes of a config read them.
+    latent_channels, downsampling: 3 and 1, or ValueError; declared since other config nodes read them.
     """
 
-    def __init__(self, *, latent_channels: int = 3, downsampling: int = 1) -> None:
+    def __init__(self, *, latent_channels: Count = 3, downsampling: Count = 1) -> None:
         if (latent_channels, downsampling) != (3, 1):
             raise ValueError(
                 f"autoencoder.latent_channels={latent_channels}, autoencoder.downsampling={downsampling}: "
@@ -26,9 +27,9 @@ class IdentityAutoencoder:
         return images.detach().float()
 
     def from_moments(self, moments: Moments, *, generator: SampleGenerator | None = None) -> Latent:
-        """The images again; there is nothing to draw."""
+        """The images as float32; nothing is drawn."""
         return moments.float()
 
     def decode(self, latents: Latent) -> Images:
-        """The latents, clipped to [-1, 1]."""
+        """The latents clipped to [-1, 1]."""
         return latents.detach().float().clamp(-1, 1)

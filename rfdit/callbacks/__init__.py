@@ -1,4 +1,4 @@
-"""What happens beside the training step; one callback per file."""
+"""The callbacks of training; one per file."""
 
 from rfdit.callbacks.checkpoints import Checkpoints
 from rfdit.callbacks.ema import EMA
@@ -9,6 +9,9 @@ from rfdit.callbacks.progress import ProgressLine
 from rfdit.callbacks.sample_grid import SampleGrid
 from rfdit.callbacks.skipped import SkippedSamples
 from rfdit.callbacks.spikes import LastingSpike, SpikeGuard
+from rfdit.callbacks.start.cut_captions import CutCaptions
+from rfdit.callbacks.start.log_config import LogConfig
+from rfdit.callbacks.start.summary import StartSummary
 from rfdit.callbacks.throughput import Throughput
 from rfdit.callbacks.time_bins import TimeBinLoss
 from rfdit.callbacks.trace import Trace
@@ -16,15 +19,18 @@ from rfdit.callbacks.trace import Trace
 __all__ = [
     "EMA",
     "Checkpoints",
+    "CutCaptions",
     "Evaluate",
     "FiniteGuard",
     "GracefulStop",
     "LastingSpike",
+    "LogConfig",
     "NonFiniteLoss",
     "ProgressLine",
     "SampleGrid",
     "SkippedSamples",
     "SpikeGuard",
+    "StartSummary",
     "Throughput",
     "TimeBinLoss",
     "Trace",

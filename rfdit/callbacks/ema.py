@@ -1,31 +1,33 @@
-"""Exponential moving averages of the trained weights: what is validated, sampled and shipped."""
+"""Keeps averages of the trained weights, which are validated, sampled and exported."""
 
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rfdit.callbacks.steps import OptimizerSteps
-from rfdit.ema import Averages, PowerFunction, Profile, Snapshots
+from rfdit.callbacks.capabilities import at_last_step, flow_module
+from rfdit.ema import Averages, PowerLength, Profile, Snapshots
 from rfdit.ema.snapshots import Snapshot
 from rfdit.limits import Count
 from rfdit.network import Network
-from rfdit.training.module import FlowModule
+from rfdit.storage.untrusted import explained
 
 
 class EMA(L.Callback):
-    """Owns a frozen float32 copy of the network per profile, moved towards it as it is trained.
+    """Keeps a frozen float32 copy of the network for each profile, which follows the trained weights.
 
-    profiles: by name; None leaves one out. The first is evaluated in the weights' place, and nothing
-        is ever swapped.
-    every_n_steps: updates are at multiples of it, each for all steps since the last (`Averages`); also at
-        the steps of snapshots and at the last of `trainer.max_steps`.
-    snapshots: stores the power function profiles now and then, for `python -m rfdit.posthoc`.
+    profiles: the profiles by name; None leaves one out. The first is evaluated in place of the weights;
+        nothing is ever swapped.
+    every_n_steps: interval of updates, each of which covers all steps since the last (`Averages`). Steps
+        with a snapshot and the last step update as well.
+    snapshots: stores the power function profiles from time to time, for `rfdit posthoc`.
 
-    The copies are made before a strategy shards the network, and are the strategy's to shard in the
+    The copies are made before a strategy shards the network, and the strategy shards them in the
     same way (`FlowModule.averages`). They start as the initial weights or a checkpoint's, and are
     updated in a callback's hook, which runs before checkpoints are written.
     """
+
+    _averages: Averages  # from `setup` on
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class EMA(L.Callback):
         self.profiles = {name: profile for name, profile in profiles.items() if profile is not None}
         _check_names(list(self.profiles))
         self.every_n_steps = every_n_steps
-        self.powers = {n: p.std for n, p in self.profiles.items() if isinstance(p, PowerFunction)}
+        self.powers = {n: p.std for n, p in self.profiles.items() if isinstance(p, PowerLength)}
         if snapshots is not None and not self.powers:
             raise ValueError(
                 "callbacks.ema.snapshots stores power function profiles and callbacks.ema.profiles has none; "
@@ -45,76 +47,71 @@ class EMA(L.Callback):
             )
         self.snapshots = snapshots
         self.networks: dict[str, Network] = {}
-        self._averages: Averages | None = None
         self._saved: dict[str, Any] = {}
-        self._steps = OptimizerSteps()
 
     @property
     def updates(self) -> dict[str, int]:
-        """How many steps each profile has averaged."""
-        return dict(self._averages.updates) if self._averages else {}
+        """The number of steps that each profile has averaged."""
+        return dict(self._averages.updates)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        assert isinstance(pl_module, FlowModule)
-        self._averages = Averages(network=pl_module.network, profiles=self.profiles)
-        self.networks = pl_module.averages = self._averages.networks
+        module = flow_module(pl_module)
+        self._averages = Averages(
+            network=module.network, profiles=self.profiles, trained_only=module.trained_only
+        )
+        self.networks = module.averages = self._averages.networks
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, FlowModule)
-        assert self._averages is not None
-        self._averages.to(pl_module.device)
-        pl_module.evaluate_with(next(iter(self.networks.values())))
+        module = flow_module(pl_module)
+        self._averages.to(module.device)
+        module.evaluate_with(next(iter(self.networks.values())))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, FlowModule)
-        assert self._averages is not None
+        module = flow_module(pl_module)
         # Not before: some strategies restore a checkpoint after on_fit_start.
-        self._averages.start(pl_module.network, self._saved)
+        with explained(f"ckpt={trainer.ckpt_path} has other averages than those of this run"):
+            self._averages.start(module.network, self._saved)
         self._saved = {}
-        self._steps.start(trainer)
         if self.snapshots is not None and trainer.is_global_zero:
             self.snapshots.discard_after(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if not self._steps(trainer):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if not pl_module.stepped:
             return
-        assert self._averages is not None
         step = trainer.global_step
         stored = self.snapshots is not None and step % self.snapshots.every_n_steps == 0
-        # What is stored, and what a run ends with, has all steps in it.
-        self._averages.update(due=step % self.every_n_steps == 0 or stored or step == trainer.max_steps)
+        # Snapshots, and the averages at the end of a run, include all steps.
+        self._averages.update(due=step % self.every_n_steps == 0 or stored or at_last_step(trainer))
         if self.snapshots is not None and stored:
-            self._store(self.snapshots, self._averages, trainer)
+            self._store(self.snapshots, trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self._averages is not None
         if self.snapshots is not None:
-            self._store(self.snapshots, self._averages, trainer)
+            self._store(self.snapshots, trainer)
         if not any(self.updates.values()) and any(self._averages.waiting.values()):
             rank_zero_warn(
                 f"callbacks.ema.every_n_steps={self.every_n_steps} was not reached: the averages are the weights that "
                 "training started from"
             )
 
-    def _store(self, snapshots: Snapshots, averages: Averages, trainer: L.Trainer) -> None:
-        """A snapshot of each power function profile that has seen a step."""
+    def _store(self, snapshots: Snapshots, trainer: L.Trainer) -> None:
+        """Store a snapshot of each power function profile that has averaged a step."""
         for name, std in self.powers.items():
-            if updates := averages.updates[name]:
-                snapshot = Snapshot(name, std, updates, trainer.global_step - averages.waiting[name])
-                snapshots.write(snapshot, averages.trained_part(name), writes=trainer.is_global_zero)
+            if updates := self._averages.updates[name]:
+                snapshot = Snapshot(name, std, updates, trainer.global_step - self._averages.waiting[name])
+                snapshots.write(snapshot, self._averages.trained_part(name), writes=trainer.is_global_zero)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._averages is not None:
-            checkpoint["ema"] = self._averages.state_dict()
+        checkpoint["ema"] = self._averages.state_dict()
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # A profile without an average in it starts one from the checkpoint's weights.
+        # A profile that the checkpoint lacks starts from the checkpoint's weights.
         self._saved = checkpoint.get("ema", {})
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,7 +121,7 @@ class EMA(L.Callback):
         for name, std in state_dict["std"].items():
             if name in self.profiles and self.powers.get(name) != std:
                 raise ValueError(
-                    f"callbacks.ema.profiles.{name}.std={self.powers.get(name)} goes on with an average of std={std}; "
+                    f"callbacks.ema.profiles.{name}.std={self.powers.get(name)} continues an average of std={std}; "
                     "give a profile of another kind or length another name"
                 )
 
@@ -136,6 +133,6 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         if not name.isidentifier() or name == "raw" or (name == "ema" and names[0] != "ema"):
             raise ValueError(
-                f"callbacks.ema.profiles.{name} cannot be called so; use letters, digits and _, ema only for the "
-                "first profile, and not raw, which are the weights being trained"
+                f"callbacks.ema.profiles.{name} is not a name for a profile; use letters, digits and _, ema "
+                "only for the first profile, and not raw, which names the weights being trained"
             )

@@ -1,13 +1,12 @@
-"""The loss by time: the first thing to look at when it stalls."""
+"""Logs the loss by time, the first thing to look at when it stalls."""
 
 from typing import Any
 
 import lightning as L
 import torch
 
-from rfdit.callbacks.steps import OptimizerSteps
+from rfdit.callbacks.capabilities import flow_module
 from rfdit.limits import Count
-from rfdit.training.module import FlowModule
 
 
 class TimeBinLoss(L.Callback):
@@ -18,22 +17,18 @@ class TimeBinLoss(L.Callback):
 
     def __init__(self, *, every_n_steps: Count, bins: Count = 10) -> None:
         self.every_n_steps, self.bins = every_n_steps, bins
-        self._steps = OptimizerSteps()
         self._sums = self._counts = torch.zeros(bins)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._steps.start(trainer)
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, FlowModule)
-        loss = pl_module.last_loss
+        module = flow_module(pl_module)
+        loss = module.last_loss
         assert loss is not None
         self._sums, self._counts = self._sums.to(loss.t), self._counts.to(loss.t)
         index = (loss.t * self.bins).long().clamp(0, self.bins - 1)
-        # Out of place: the sums of before may be logged values by now.
+        # Out of place: the old tensors may be logged values by now.
         self._sums = self._sums.index_add(0, index, loss.per_sample)
         self._counts = self._counts.index_add(0, index, torch.ones_like(loss.t))
-        if self._steps(trainer) and trainer.global_step % self.every_n_steps == 0:
+        if module.stepped and trainer.global_step % self.every_n_steps == 0:
             self._log(trainer)
 
     def _log(self, trainer: L.Trainer) -> None:
@@ -43,7 +38,7 @@ class TimeBinLoss(L.Callback):
             self._sums, self._counts = both
         sums, counts = self._sums.tolist(), self._counts.tolist()
         means = {f"train/loss_t{i / self.bins:.1f}": s / n for i, (s, n) in enumerate(zip(sums, counts)) if n}
-        # Not by `log_dict`, which would repeat the old value of a bin without samples.
+        # Not with `log_dict`, which would repeat the old value of a bin without samples.
         for logger in trainer.loggers:
             logger.log_metrics(means, step=trainer.global_step - 1)
         self._sums, self._counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)

@@ -1,1 +1,1 @@
-"""Captioned or labelled pictures: tar shards, the stream that reads them, and the embedded default."""
+"""Data with captions or labels: sources of raw samples, their decoding, and the stream of batches."""

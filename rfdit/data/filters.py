@@ -1,9 +1,12 @@
-"""Which samples are wanted, by what is known of them before their pixels are decoded."""
+"""Filters of samples by their metadata, before their pixels are decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# What LAION's releases and img2dataset call things; the first of these that a sample has is used.
+from rfdit.data.numbers import LARGEST_SIDE, finite_number, is_missing, whole_number
+from rfdit.limits import AtLeastOne, Finite, Index
+
+# Names in LAION's releases and img2dataset; the first of these that a sample has is used.
 COLUMNS = {
     "width": ("width", "WIDTH"),
     "height": ("height", "HEIGHT"),
@@ -17,31 +20,33 @@ Size = tuple[int, int]  # (height, width)
 
 
 class Filters:
-    """Names the reason for which a sample is dropped, or none. By default nothing is dropped.
+    """Drops samples by their size, scores and caption, each with a reason. By default nothing is dropped.
 
-    min_size: of the image's shorter side, in pixels.
-    max_aspect: longer side over shorter side.
-    min_aesthetic: LAION's aesthetic score, 0 to 10.
-    max_watermark, max_unsafe: probabilities of a watermark, and of being not safe for work.
-    min_caption, max_caption: length in characters, without white space around.
-    languages: of the caption, as the metadata writes them ("en").
-    keep_unknown: keep samples whose metadata lacks what a filter asks for; else they are dropped, and
-        counted as `unknown_<what>`.
-    columns: where else to look than `COLUMNS` says, as {"aesthetic": "my_score"}.
+    A sample whose metadata lacks what a filter needs is `unknown_<name>`, and one with something there that
+    cannot be a size or a score (text, infinite, a side of 512.5) is `invalid_<name>`.
 
-    Raises ValueError for a column it does not know, or a range that is empty.
+    min_size: least length of the image's shorter side, in pixels.
+    max_aspect: greatest ratio of longer to shorter side.
+    min_aesthetic: least aesthetic score of LAION, 0 to 10.
+    max_watermark, max_unsafe: greatest probabilities of a watermark, and of being not safe for work.
+    min_caption, max_caption: length in characters, without surrounding white space.
+    languages: the caption's languages that are kept, as the metadata writes them ("en").
+    keep_unknown: keep samples that are unknown. Those that are invalid are dropped all the same.
+    columns: names of the metadata instead of those in `COLUMNS`, as {"aesthetic": "my_score"}.
+
+    Raises ValueError for an unknown column or an empty range.
     """
 
     def __init__(
         self,
         *,
-        min_size: int | None = None,
-        max_aspect: float | None = None,
-        min_aesthetic: float | None = None,
-        max_watermark: float | None = None,
-        max_unsafe: float | None = None,
-        min_caption: int | None = None,
-        max_caption: int | None = None,
+        min_size: Index | None = None,
+        max_aspect: AtLeastOne | None = None,
+        min_aesthetic: Finite | None = None,
+        max_watermark: Finite | None = None,
+        max_unsafe: Finite | None = None,
+        min_caption: Index | None = None,
+        max_caption: Index | None = None,
         languages: Sequence[str] | None = None,
         keep_unknown: bool = False,
         columns: Mapping[str, str | None] | None = None,
@@ -49,7 +54,7 @@ class Filters:
         unknown = set(columns or {}) - set(COLUMNS)
         if unknown:
             raise ValueError(
-                f"data.filters.columns.{min(unknown)} is no column that filters use; there are {', '.join(COLUMNS)}"
+                f"data.filters.columns.{min(unknown)} is not used by any filter; use {', '.join(COLUMNS)}"
             )
         if min_caption is not None and max_caption is not None and min_caption > max_caption:
             raise ValueError(
@@ -60,7 +65,7 @@ class Filters:
                 f"data.filters.max_aspect={max_aspect}: longer side over shorter side is at least 1"
             )
         if isinstance(languages, str):
-            raise ValueError(f"data.filters.languages={languages} is no list; write [{languages}]")
+            raise ValueError(f"data.filters.languages={languages} is not a list; write [{languages}]")
         self.min_size, self.max_aspect = min_size, max_aspect
         self.min_aesthetic, self.max_watermark, self.max_unsafe = min_aesthetic, max_watermark, max_unsafe
         self.min_caption, self.max_caption = min_caption, max_caption
@@ -70,28 +75,37 @@ class Filters:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what is dropped, as plain data: caches are named after it."""
+        """Everything that decides what is dropped, as plain data; part of the names of caches."""
         return dict(vars(self))
 
     @property
     def active(self) -> bool:
-        """Whether anything can be dropped."""
+        """True if any filter is set."""
         off = {"keep_unknown", "columns"}
         return any(value is not None for name, value in vars(self).items() if name not in off)
 
     def size(self, metadata: Mapping[str, Any]) -> Size | None:
-        """(height, width) of the image as the metadata tells it; None if it does not."""
-        height, width = (self._number(metadata, name) for name in ("height", "width"))
-        return None if not height or not width else (int(height), int(width))
+        """(height, width) of the image in the metadata; None if it is missing, or cannot be a size."""
+        height, width = (
+            whole_number(self._value(metadata, name), least=1, most=LARGEST_SIDE)
+            for name in ("height", "width")
+        )
+        return None if height is None or width is None else (height, width)
+
+    def no_size(self, metadata: Mapping[str, Any]) -> str:
+        """The reason why a sample has no size: unknown, or invalid."""
+        missing = any(self._value(metadata, name) is None for name in ("height", "width"))
+        return "unknown_size" if missing else "invalid_size"
 
     def drop_reason(
         self, metadata: Mapping[str, Any], *, caption: str | None, size: Callable[[], Size | None]
     ) -> str | None:
-        """Why this sample is dropped, or None.
+        """The reason to drop a sample; None keeps it.
 
         metadata: the sample's JSON, or its row of a table.
-        caption: its caption, if it has one. size: finds (height, width) of the image where the metadata
-            does not tell; called only if a filter asks for it.
+        caption: the sample's caption, if it has one.
+        size: measures (height, width) of the image; called only if a filter needs it and the metadata
+            lacks it.
         """
         return (
             self._by_size(metadata, size) or self._by_score(metadata) or self._by_caption(metadata, caption)
@@ -102,7 +116,8 @@ class Filters:
             return None
         found = self.size(metadata) or size()
         if found is None:
-            return self._unknown("size")
+            reason = self.no_size(metadata)
+            return None if reason == "unknown_size" and self.keep_unknown else reason
         if self.min_size is not None and min(found) < self.min_size:
             return "filtered_size"
         if self.max_aspect is not None and max(found) > self.max_aspect * min(found):
@@ -118,10 +133,12 @@ class Filters:
         for name, limit, sign in limits:
             if limit is None:
                 continue
-            value = self._number(metadata, name)
-            if value is None:
+            stated = self._value(metadata, name)
+            if stated is None:
                 if reason := self._unknown(name):
                     return reason
+            elif (value := finite_number(stated)) is None:
+                return f"invalid_{name}"
             elif sign * value > sign * limit:
                 return f"filtered_{name}"
         return None
@@ -145,12 +162,5 @@ class Filters:
         return None if self.keep_unknown else f"unknown_{name}"
 
     def _value(self, metadata: Mapping[str, Any], name: str) -> Any:
-        return next((metadata[c] for c in self.columns[name] if metadata.get(c) is not None), None)
-
-    def _number(self, metadata: Mapping[str, Any], name: str) -> float | None:
-        """None for what is no number, NaN included."""
-        try:
-            value = float(self._value(metadata, name))
-        except (TypeError, ValueError):
-            return None
-        return value if value == value else None
+        """The value in the first of a name's columns that has one in the metadata; None if none has."""
+        return next((v for c in self.columns[name] if not is_missing(v := metadata.get(c))), None)

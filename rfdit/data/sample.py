@@ -1,8 +1,9 @@
-"""One sample on its way: raw files, then decoded, then a row of a batch."""
+"""One sample: raw files, then decoded, then a row of a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -10,53 +11,94 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from rfdit.batch import Batch, Condition
+from rfdit.data.skips import SkippedSampleError
 
-# What webdataset reads: "__key__", and the bytes of each file by its extension.
+# A sample as webdataset reads it: "__key__", the shard it comes from in "__url__", and the bytes of each file by its
+# extension. Sources of other kinds than shards leave out "__url__".
 RawSample = Mapping[str, str | bytes]
+MAX_SAMPLE = 1 << 28  # bytes of the files of a sample; the largest image that is decoded has 200 MB
+
+
+@contextmanager
+def using(found: RawSample | SkippedSampleError) -> Iterator[RawSample]:
+    """Context of work on a sample as a source yields it.
+
+    Raises SkippedSampleError, the one that the source yielded or one of the work, with the sample's name.
+    """
+    if isinstance(found, SkippedSampleError):
+        raise found
+    try:
+        yield found
+    except SkippedSampleError as skipped:
+        place = cast(list[str], [found[name] for name in ("__key__", "__url__") if name in found])
+        skipped.sample = skipped.sample or " of ".join(place)
+        raise
 
 
 @dataclass(frozen=True)
 class Sample:
     """One decoded sample.
 
-    image: for sources of images.
-    moments: for sources of cached latents, what the autoencoder said of the image.
-    caption, label: as far as they were asked for.
-    condition: one row, for sources of cached text features.
+    image: pixels, from sources of images.
+    moments: the autoencoder's output before sampling and normalisation, from sources of cached latents.
+    caption, label: if the decoder is set to find them.
+    captions: several captions, one of which the stream draws in place of `caption`.
+    condition: one row of text features, from sources that have them cached.
+    micro: numbers of micro-conditioning, if the decoder is set to find them.
     """
 
     key: str
     image: UInt8[Tensor, "3 H W"] | None = None
     moments: Float[Tensor, "m h w"] | None = None
     caption: str | None = None
+    captions: Sequence[str] = ()
     label: int | None = None
     condition: Condition | None = None
+    micro: tuple[float, ...] | None = None
 
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Turns raw samples into samples."""
+    """Decodes raw samples."""
 
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
-        """size: (height, width) of the image that is wanted.
+        """The decoded sample. size: (height, width) of its image.
 
         Raises SkippedSampleError with the reason for a sample that cannot be used.
         """
         ...
 
-    def check(self, shards: Sequence[str], size: tuple[int, int]) -> None:
-        """Raises ValueError if the shards cannot give what is wanted."""
+
+@runtime_checkable
+class CacheDecoder(Decoder, Protocol):
+    """A decoder of cached encodings, which must be those of the run's encoders, at the run's sizes."""
+
+    def expecting(self, weights: Mapping[str, Mapping[str, str]]) -> Decoder:
+        """This decoder with the weights that the run has loaded, as `weights_of` gives them."""
+        ...
+
+    def check(
+        self,
+        shards: Sequence[str],
+        size: tuple[int, int],
+        buckets: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Raises ValueError if the shards' encodings are not those of the run, at this image size.
+
+        buckets: all sizes of images, if there are several.
+        """
         ...
 
 
 def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
-    """Samples of one shape, one after the other."""
+    """The batch of samples of one shape, in order."""
     images = [sample.image for sample in samples if sample.image is not None]
     moments = [sample.moments for sample in samples if sample.moments is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
+    micro = [sample.micro for sample in samples if sample.micro is not None]
     conditions = [sample.condition for sample in samples if sample.condition is not None]
-    # PyTorch's own collation stacks into shared memory in a worker, which saves a copy.
+    # In a worker, PyTorch's collation stacks into shared memory, which saves a copy.
     return Batch(
         images=default_collate(images) if images else None,
         moments=default_collate(moments) if moments else None,
@@ -64,5 +106,6 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
         captions=captions or None,
         labels=torch.tensor(labels) if labels else None,
         condition=Condition.join(conditions) if conditions else None,
+        micro=torch.tensor(micro) if micro else None,
         keys=[sample.key for sample in samples],
     )

@@ -1,7 +1,7 @@
-"""Averages of the weights over training: profiles, snapshots, and any length of them afterwards."""
+"""Averages of the weights over training: profiles, snapshots, and averages of any length afterwards."""
 
 from rfdit.ema.averages import Averages
-from rfdit.ema.profiles import FixedDecay, PowerFunction, Profile
+from rfdit.ema.profiles import FixedDecay, PowerFunction, PowerLength, Profile
 from rfdit.ema.snapshots import Snapshots
 
-__all__ = ["Averages", "FixedDecay", "PowerFunction", "Profile", "Snapshots"]
+__all__ = ["Averages", "FixedDecay", "PowerFunction", "PowerLength", "Profile", "Snapshots"]

@@ -1,4 +1,4 @@
-"""What `eval=...` offers: which pictures are made, what is kept of them, and the numbers of that."""
+"""The protocol of evaluations, chosen by `eval=...`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -8,41 +8,41 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from rfdit.conditioning import Conditioner
-from rfdit.eval.inputs import Wanted
+from rfdit.eval.inputs import ChosenInputs
 
-# What is kept of some pictures: tensors with a row for each.
-Rows = Mapping[str, Tensor]
+Rows = Mapping[str, Tensor]  # data kept of some images, with one row per image
 
 
 @runtime_checkable
 class Evaluation(Protocol):
-    """A set of pictures and its metrics.
+    """A set of generated images and the metrics of it.
 
-    Pictures are made anywhere, in batches, by as many processes as there are. What is kept of them
-    comes together in one process, in the order of the pictures, so that the numbers are the same.
+    Images are generated anywhere, in batches, by any number of processes, which keep rows of them.
+    One process measures the rows of all images, in the images' order, so that the values do not depend
+    on the number of processes.
 
-    name: what the numbers are called together. samples: pictures.
+    name: the common name of the values. samples: number of images.
     """
 
     name: str
     samples: int
 
-    def wanted(self, conditioner: Conditioner, *, seed: int) -> Wanted:
-        """What each picture shows; raises ValueError for a model that knows no such inputs."""
+    def choose_inputs(self, conditioner: Conditioner, *, seed: int) -> ChosenInputs:
+        """The label or caption of each image; raises ValueError for a model that does not take such inputs."""
         ...
 
     def prepare(self, image_size: tuple[int, int], device: torch.device) -> None:
-        """Before `rows` and `measure`; raises ValueError for pictures that it cannot judge."""
+        """Called before `rows` and `measure`; raises ValueError for images that cannot be measured."""
         ...
 
     def rows(self, images: UInt8[Tensor, "b 3 H W"], inputs: Sequence[str] | Sequence[int]) -> Rows:
-        """What is kept of a batch, on the device."""
+        """The rows to keep of a batch, on the device."""
         ...
 
     def measure(self, batches: Iterable[Rows]) -> dict[str, float]:
-        """The numbers, from what was kept of all pictures, in order; in one process alone."""
+        """The values, from the rows of all images in order."""
         ...
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The protocol's `metrics`, `features` and `reference`; once it is prepared."""
+        """The protocol's `metrics`, `features` and `reference`; available after `prepare`."""
         ...

@@ -1,95 +1,86 @@
-"""Metrics of generated pictures: one feature network, one pass, as many metrics as it serves."""
+"""Generates the images of an evaluation, batch by batch, in one process or on all ranks together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
-from torchmetrics import Metric
 
-from rfdit.conditioning import Conditioner
-from rfdit.eval.evaluation import Rows
-from rfdit.eval.features import FeatureNetwork
-from rfdit.eval.inputs import Inputs, Wanted
-from rfdit.eval.measurement import Measurement
-from rfdit.eval.metric import CaptionMetric, FeatureMetric
+from rfdit.eval.evaluation import Evaluation, Rows
+from rfdit.eval.inputs import ChosenInputs
+from rfdit.processes.rank import Process
+from rfdit.sampler import Pipeline
 
 
-class GenerationMetrics:
-    """`eval=quick` and `eval=fid50k`. See `Evaluation`.
+class EvaluationStoppedError(Exception):
+    """An evaluation was stopped before its end. done: number of images generated."""
 
-    name: what the numbers are called together. samples: pictures.
-    network: looks at each of them once. metrics: over its outputs; None leaves one out.
-    reference: file of statistics, for metrics that compare with one.
-    inputs: what the pictures show.
+    def __init__(self, done: int) -> None:
+        super().__init__(f"stopped after {done} images")
+        self.done = done
+
+
+def generate_rows(
+    evaluation: Evaluation,
+    pipeline: Pipeline,
+    chosen: ChosenInputs,
+    *,
+    seed: int,
+    process: Process,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Rows]:
+    """The rows of all images, batch by batch in order, on rank 0; to be exhausted on every rank.
+
+    Image i starts from the noise of (seed, i). Batches do not depend on the number of ranks, which take
+    them in turn. In the last round, ranks that have none left generate the last one again, so that all
+    call the network equally often.
+
+    process: this one, in torch.distributed's group if there are others.
+    stop: called between rounds; if it is true on any rank, raises EvaluationStoppedError on all.
+    Raises ValueError on all ranks if one cannot generate or measure its images.
     """
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        samples: int,
-        network: FeatureNetwork,
-        metrics: Mapping[str, FeatureMetric | CaptionMetric | None],
-        inputs: Inputs,
-        reference: str | None = None,
-    ) -> None:
-        if samples < 1:
-            raise ValueError(f"eval.samples={samples} must be at least 1")
-        chosen = [metric for metric in metrics.values() if metric is not None]
-        if not chosen:
-            raise ValueError("eval.metrics is empty; give one, or eval=none")
-        for metric in chosen:
-            if samples < metric.least:  # said before pictures are made
-                raise ValueError(
-                    f"eval.samples={samples} is too few for {metric.names[0]}, whose settings ask for at least "
-                    f"{metric.least}; give more samples, or leave it out with eval.metrics.NAME=null"
-                )
-        self.name, self.samples, self.inputs = name, samples, inputs
-        self.measurement = Measurement(network=network, metrics=chosen, reference=reference)
-        for metric in chosen:
-            if isinstance(metric, Metric):
-                # What all processes have made comes to one, which takes the numbers alone.
-                metric.distributed_available_fn = lambda: False
-
-    def wanted(self, conditioner: Conditioner, *, seed: int) -> Wanted:
-        """Raises ValueError for a model that knows no such inputs, or labels where a metric reads captions."""
-        wanted = self.inputs(self.samples, conditioner, seed=seed)
-        if self.measurement.needs_captions and not isinstance(wanted.inputs[0], str):
-            raise ValueError(
-                "eval.metrics: clip_score needs captions, and this model was trained on class labels"
-            )
-        return wanted
-
-    def prepare(self, image_size: tuple[int, int], device: torch.device) -> None:
-        self.measurement.prepare(image_size, device)
-        self._device = device
-
-    def rows(self, images: UInt8[Tensor, "b 3 H W"], inputs: Sequence[str] | Sequence[int]) -> Rows:
-        captions = [str(given) for given in inputs] if self.measurement.needs_captions else None
-        return self.measurement.rows(images.to(self._device), captions)
-
-    def measure(self, batches: Iterable[Rows]) -> dict[str, float]:
-        self.measurement.reset()
+    size, samples = pipeline.batch_size, len(chosen.inputs)
+    batches = [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+    for first in range(0, len(batches), process.world_size):
+        if process.any(stop(), pipeline.device):
+            raise EvaluationStoppedError(first * size)
+        own = batches[min(first + process.rank, len(batches) - 1)]
+        rows: Rows = {}
+        failed: ValueError | None = None
         try:
-            for rows in batches:
-                self.measurement.add(rows)
-            return self.measurement.compute()
-        finally:
-            self.measurement.reset()  # some metrics keep all features
+            rows = _rows_of_batch(evaluation, pipeline, [chosen.inputs[i] for i in own], own, seed=seed)
+        except ValueError as error:  # the other ranks would wait for this one
+            failed = error
+        if process.any(failed is not None, pipeline.device):
+            raise failed or ValueError("another rank could not generate its images; see its error")
+        padded = {name: _padded(values, size) for name, values in rows.items()}
+        for batch, gathered in zip(batches[first:], _gathered(padded, process)):
+            yield {name: values[: len(batch)] for name, values in gathered.items()}
 
-    def settings(self) -> dict[str, dict[str, Any]]:
-        found = self.measurement.protocol()
-        reference = found["reference"] or {}
-        names = {"data": "name", "data_sha256": "sha256"}
-        return {
-            "metrics": found["metrics"],
-            "features": {
-                "name": found["network"],
-                "sha256": found["weights_sha256"],
-                "resize": found["resize"],
-                "precision": found["precision"],
-            },
-            "reference": {names.get(key, key): value for key, value in reference.items()},
-        }
+
+def _rows_of_batch(
+    evaluation: Evaluation, pipeline: Pipeline, inputs: Any, keys: Sequence[int], *, seed: int
+) -> Rows:
+    with pipeline.evaluating():
+        # A batch's conditions are encoded at once: ranks that share the weights do so equally often.
+        conditions = pipeline.conditions(inputs)
+        latents = pipeline.sample(pipeline.generator(seed, keys), inputs, conditions)
+        return evaluation.rows(pipeline.decode(latents), inputs)
+
+
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """`values` with zeros up to this number of rows."""
+    return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
+
+
+def _gathered(rows: Rows, process: Process) -> list[dict[str, Tensor]]:
+    """The rows of all ranks in their order on rank 0, nothing elsewhere. All have the same shapes."""
+    if process.world_size == 1:
+        return [dict(rows)]
+    gathered: list[dict[str, Tensor]] = [{} for _ in range(process.world_size)] if process.rank == 0 else []
+    for name, own in sorted(rows.items()):
+        values = [torch.empty_like(own) for _ in gathered] if process.rank == 0 else None
+        torch.distributed.gather(own.contiguous(), values, dst=0)
+        for each, received in zip(gathered, values or ()):
+            each[name] = received
+    return gathered

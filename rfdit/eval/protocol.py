@@ -1,32 +1,29 @@
-"""What a number depends on beside the network it is about, and when two numbers compare."""
+"""The protocol of an evaluation: all that its values depend on, apart from the evaluated weights."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from torch import Tensor, nn
-
-from rfdit.frozen import weights_digest
-
-# Settings that change speed alone, and the path of a guide, whose weights are told apart by their sha256.
-EQUIVALENT = {"batched", "ckpt"}
+from rfdit.differences import differences, flatten
+from rfdit.storage.checksum import json_digest
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalProtocol:
-    """How an evaluation was made, as plain data; it is stored beside each of its numbers.
+    """The way in which an evaluation was made, as plain data, recorded beside its values.
 
-    metrics: each metric's settings, by name. features: the network that looked at the pictures: its name,
-        the sha256 of its weights, how it resizes, whatever else its numbers depend on; empty for none.
-    reference: the name and sha256 of the statistics that were compared with; empty for none.
-    samples: pictures. image_size: [height, width] as they were made, in pixels.
-    inputs: whether labels were balanced, random or shards', or where captions came from.
-    sampler: solver, grid and shift. evaluations: of the network per picture, a guided velocity being two;
-        None for a solver that chooses its own.
-    guidance: its name and settings. precision: of the network's matrix products, bf16 or fp32.
-    weights: the average's name and profile, or raw. seed: of noise, labels and draws of metrics.
+    Values compare if their protocols have no `differences`.
+
+    metrics: settings of each metric, by name.
+    features: the feature network: name, sha256 of its weights, resize, precision; empty if there is none.
+    reference: name and sha256 of the reference set, and how it was made; empty if there is none.
+    samples: number of images. image_size: [height, width] in pixels.
+    inputs: order of the labels, or source of the captions.
+    sampler: solver, grid and shift.
+    evaluations: evaluations of the network per image, two for a guided velocity; None for an adaptive solver.
+    guidance: its name and settings. precision: that of the network's matrix products, bf16 or fp32.
+    weights: name and profile of the average, or raw. seed: seed of noise, labels and draws of metrics.
     """
 
     metrics: dict[str, Any]
@@ -44,12 +41,12 @@ class EvalProtocol:
     seed: int
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():  # tuples, say, would come back from JSON as lists
+        for name, value in asdict(self).items():  # as it comes back from JSON: tuples, for one, as lists
             object.__setattr__(self, name, json.loads(json.dumps(value)))
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "EvalProtocol":
-        """The protocol that `as_dict` gave; raises ValueError for settings that are unknown or missing."""
+        """The inverse of `as_dict`; raises ValueError for settings that are unknown or missing."""
         known = {f.name for f in fields(cls)}
         if known != set(record):
             wrong = sorted(known ^ set(record))
@@ -62,19 +59,17 @@ class EvalProtocol:
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits, equal for protocols without differences."""
-        return hashlib.sha256(json.dumps(_compared(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that are equal for protocols without differences."""
+        return json_digest(flatten(_compared(self)), digits=12)
 
     def differences(self, other: "EvalProtocol") -> list[str]:
-        """What is set otherwise, as `name=here (there value)`; numbers with any compare only with care.
+        """Settings that differ, as `name=here (there value)`.
 
-        A reference of another name with the same contents is the same.
+        The name of a reference file is not one of them, its contents are.
         """
-        mine, theirs = _compared(self), _compared(other)
         return [
-            f"{name}={_shown(mine.get(name))} (there {_shown(theirs.get(name))})"
-            for name in sorted(mine.keys() | theirs.keys())
-            if mine.get(name) != theirs.get(name)
+            f"{difference.path}={_shown(difference.here)} (there {_shown(difference.there)})"
+            for difference in differences(_compared(self), _compared(other))
         ]
 
     def __str__(self) -> str:
@@ -82,7 +77,7 @@ class EvalProtocol:
         height, width = self.image_size
         evaluations = "" if self.evaluations is None else f" ({self.evaluations:g} evaluations)"
         parts = [
-            f"{self.samples:,} pictures of {height}x{width}",
+            f"{self.samples:,} images of {height}x{width}",
             _described(self.inputs),
             f"{self.sampler['solver']['name']} {self.steps} steps{evaluations}",
             _described(self.guidance),
@@ -97,7 +92,7 @@ class EvalProtocol:
 
 @dataclass(frozen=True)
 class ProtocolGroup:
-    """Records of one protocol. differences: from the first group's protocol; none in the first itself."""
+    """Records of one protocol. differences: from the protocol of the first group, where it is empty."""
 
     protocol: EvalProtocol
     records: list[dict[str, Any]]
@@ -105,10 +100,7 @@ class ProtocolGroup:
 
 
 def group_by_protocol(records: Iterable[Mapping[str, Any]]) -> list[ProtocolGroup]:
-    """Records of evaluations, as `evaluations.jsonl` has them, in groups within which numbers compare.
-
-    The largest group comes first, and the others say how they differ from it.
-    """
+    """Groups records of `evaluations.jsonl`, the largest group first; values compare within a group."""
     found: dict[str, tuple[EvalProtocol, list[dict[str, Any]]]] = {}
     for record in records:
         protocol = EvalProtocol.from_dict(record["protocol"])
@@ -119,66 +111,23 @@ def group_by_protocol(records: Iterable[Mapping[str, Any]]) -> list[ProtocolGrou
     ]
 
 
-def settings_of(thing: Any) -> Any:
-    """An object as plain data: its class's name and its public attributes; of a network, the weights' sha256.
-
-    What is described is the object that is used, whose settings may not all be in a configuration.
-    """
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    if isinstance(thing, Tensor):
-        return thing.tolist()
-    if isinstance(thing, Mapping):
-        return {str(name): settings_of(value) for name, value in thing.items()}
-    if isinstance(thing, Iterable):
-        return [settings_of(value) for value in thing]
-    name = {"name": type(thing).__name__}
-    if isinstance(thing, nn.Module):
-        return name | {"sha256": weights_digest(thing)}
-    public = {k: v for k, v in vars(thing).items() if not k.startswith("_") and k not in EQUIVALENT}
-    return name | {key: settings_of(value) for key, value in public.items()}
-
-
-def weights_settings(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """What `weights` (raw, ema, or a profile's name) means in a run of a training configuration.
-
-    The first profile is called by its own name, which `ema` stands for.
-    """
-    if weights == "raw":
-        return {"name": "raw"}
-    ema = (config.get("callbacks") or {}).get("ema") or {}
-    profiles = {k: v for k, v in (ema.get("profiles") or {}).items() if v is not None}
-    name = next(iter(profiles), weights) if weights == "ema" else weights
-    settings = {k: v for k, v in profiles.get(name, {}).items() if k != "_target_"}
-    kind = str(profiles[name]["_target_"]).rpartition(".")[2] if name in profiles else None
-    # Where it is 1, as it was before it could be set, the protocol is that of before.
-    every = {"every_n_steps": n} if kind and (n := ema.get("every_n_steps", 1)) != 1 else {}
-    return {"name": name} | ({"profile": kind} if kind else {}) | settings | every
-
-
 def _compared(protocol: EvalProtocol) -> dict[str, Any]:
-    """What makes two protocols the same, flat."""
+    """The settings that make two protocols different."""
     values = protocol.as_dict()
-    if "sha256" in values["reference"]:  # of its images; the network and the features kept are beside it
+    # Its checksum is that of its images, next to the settings with which they were read.
+    if "sha256" in values["reference"]:
         values["reference"].pop("name", None)
-    return _flat(values)
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted names."""
-    if not isinstance(node, dict):
-        return {prefix.rstrip("."): node}
-    return {k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}{name}.").items()}
+    return values
 
 
 def _shown(value: Any) -> str:
-    """A value, and of a long one (a hash, a list of times) its beginning."""
+    """A value as text; only the beginning of a long one (a hash, a list of times)."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _described(settings: Mapping[str, Any]) -> str:
-    """A part's name and settings, short."""
+    """Name and settings of a part, in short."""
     rest = [
         f"{name} {_shown(value)}"
         for name, value in settings.items()

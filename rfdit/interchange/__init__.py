@@ -1,1 +1,1 @@
-"""Weights that travel: in files that hold no code, in diffusers' folders, from others' checkpoints."""
+"""Weights in other forms: files without code, diffusers' folders, checkpoints of other repositories."""

@@ -2,23 +2,24 @@
 
 from typing import Any
 
-from rfdit.training.checkpoint import SavedRun
+from rfdit.checkpoint.saved_run import SavedRun
 
 SETTINGS = ["width", "depth", "num_heads", "patch_size", "input_size", "qk_norm", "positions"]
-TRAINED = "Trained with rectified flow to predict velocity."
+TRAINED = "Trained with rectified flow."
 
 
 def model_card(saved: SavedRun, weights: str, *, library: str, usage: str, origin: str = TRAINED) -> str:
-    """Markdown with the hub's header: what the model is and how it makes pictures.
+    """Markdown with the hub's header: what the model is and how to use it.
 
-    library: the hub's name of what loads it. usage: Python that makes a picture. origin: a sentence.
+    library: the hub's name of the library that loads it. usage: Python that generates an image.
+    origin: a sentence.
     """
-    captions = "num_classes" not in saved.config["conditioner"]
     parameters = sum(tensor.numel() for tensor in saved.weights(weights).values())
     rows = {
         "network": _name(saved.config["model"]),
         **{key: saved.config["model"][key] for key in SETTINGS if key in saved.config["model"]},
-        "conditioned on": _condition(saved.config),
+        "predicts": _name(saved.config["prediction"]).removesuffix("Prediction").lower(),
+        "conditioned on": _condition(saved),
         "parameters": f"{parameters:,}",
         "weights": f"{weights}, at step {saved.step}",
         "latents": ", ".join(f"{key} {value}" for key, value in saved.latents.items()),
@@ -26,7 +27,7 @@ def model_card(saved: SavedRun, weights: str, *, library: str, usage: str, origi
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"""---
 library_name: {library}
-tags: [{"text-to-image" if captions else "class-conditional"}, rectified-flow, diffusion-transformer, rfdit]
+tags: [{"class-conditional" if saved.knows_labels else "text-to-image"}, rectified-flow, diffusion-transformer, rfdit]
 ---
 
 # {_name(saved.config["model"])}
@@ -50,7 +51,7 @@ def _name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
 
 
-def _condition(config: dict[str, Any]) -> str:
-    if "num_classes" in config["conditioner"]:
-        return f"{config['conditioner']['num_classes']} class labels"
-    return f"captions ({_name(config['text_encoder'])})"
+def _condition(saved: SavedRun) -> str:
+    if saved.knows_labels:
+        return f"{saved.num_classes} class labels"
+    return f"captions ({_name(saved.config['text_encoder'])})"

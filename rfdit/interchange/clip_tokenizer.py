@@ -1,4 +1,4 @@
-"""CLIP's tokenizer in the files from which transformers loads it."""
+"""CLIP's tokenizer as files for transformers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"  # as transformers spells them
 
 
 def write_clip_tokenizer(folder: Path, *, length: int) -> None:
-    """The vocabulary that open_clip brings, and the longest caption, its start and end included."""
+    """Writes the vocabulary of open_clip; length: of the longest caption, its start and end included."""
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
@@ -20,7 +20,7 @@ def write_clip_tokenizer(folder: Path, *, length: int) -> None:
         "model_max_length": length,
         "do_lower_case": True,
     }
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")

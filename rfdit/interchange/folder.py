@@ -1,4 +1,4 @@
-"""A model in a folder that anybody may open: safetensors and JSON, and nothing that runs."""
+"""A model in a folder of safetensors and JSON, which can be opened without running code."""
 
 import json
 from pathlib import Path
@@ -9,94 +9,136 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import rfdit
-from rfdit.checksum import crc32_of
-from rfdit.training.checkpoint import SavedRun
+from rfdit.checkpoint.registry import GROUPS, check_parts
+from rfdit.checkpoint.saved_run import SavedRun
+from rfdit.pretrained.hub import is_hub_name
+from rfdit.storage.atomic import write_folder_atomically
+from rfdit.storage.checksum import crc32_of, json_digest
+from rfdit.storage.folders import make_folder
+from rfdit.storage.untrusted import explained, read_json, unreadable
 
-FORMAT = "rfdit-1"
+FORMAT = "rfdit-3"
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-# What a model is rebuilt from and how it was trained. Data and loggers stay out: they may name private
-# places, and addresses with keys in them.
-GROUPS = ("model", "conditioner", "text_encoder", "autoencoder", "objective", "sampler", "guidance")
 
 
 def check_free(out: Path) -> None:
-    """Raises ValueError if there is something where a folder is to be written."""
+    """Raises ValueError if a folder to be written is there already and is not empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out={out} exists and is not empty; name another folder, or remove it")
 
 
-def travelling(config: dict[str, Any]) -> dict[str, Any]:
-    """The groups of a resolved training configuration that go with its weights."""
+def public_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The groups of a resolved training configuration that go with its weights.
+
+    Those of data and loggers stay behind, since they may have private paths and addresses with keys in them.
+    """
     return {group: config[group] for group in GROUPS if group in config}
 
 
-def write_folder(
-    out: Path, saved: SavedRun, weights: str, *, card: str, prediction: str = "velocity"
-) -> None:
-    """The weights of a name with all that is needed to build their network again.
+def _without_paths(node: Any) -> Any:
+    """Settings without the folders in which encoders' weights are here; names of the hub stay."""
+    if not isinstance(node, dict):
+        return node
+    return {
+        name: _without_paths(value)
+        for name, value in node.items()
+        if name != "source" or not isinstance(value, str) or is_hub_name(value)
+    }
 
-    card: the model card. prediction: what the network was trained to predict.
-    Raises ValueError for weights that are not there, or a folder that is not empty.
+
+def write_folder(out: Path, saved: SavedRun, weights: str, *, card: str) -> None:
+    """Writes named weights with all that is needed to rebuild their network. card: the model card.
+
+    Raises ValueError for weights that do not exist, or a folder that is not empty.
     """
     state = saved.weights(weights)
     check_free(out)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / WEIGHTS)
-    (out / CARD).write_text(card)
-    description = {
-        "format": FORMAT,
-        "rfdit": rfdit.__version__,
-        "weights": weights,
-        "step": saved.step,
-        "prediction": prediction,
-        "weights_crc32": crc32_of(out / WEIGHTS),
-        "latents": saved.latents,
-        "config": travelling(saved.config),
-    }
-    # Last, since it is what makes the folder one of ours.
-    (out / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+    make_folder(out, setting="out")
+
+    def write(folder: Path) -> None:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+        (folder / CARD).write_text(card)
+        description = {
+            "format": FORMAT,
+            "rfdit": rfdit.__version__,
+            "weights": weights,
+            "step": saved.step,
+            "weights_crc32": crc32_of(folder / WEIGHTS),
+            "latents": saved.latents,
+            "class_names": saved.class_names,
+            "config": _without_paths(public_config(saved.config)),
+        }
+        description["sha256"] = _digest(description)
+        (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+    write_folder_atomically(out, write, durable=True)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `write_folder` made it."""
-    try:
-        return bool(json.loads((path / CONFIG).read_text())["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    """True for an exported folder, whole or damaged."""
+    return (path / CONFIG).is_file()
 
 
-def read_folder(folder: Path, *, prediction: str = "velocity") -> SavedRun:
-    """What `write_folder` wrote.
+def is_complete(path: Path) -> bool:
+    """True for a folder with all files of an exported one."""
+    return is_folder(path) and (path / WEIGHTS).is_file()
 
-    prediction: what its network has to predict.
-    Raises ValueError for one that is damaged, or whose network predicts something else.
+
+def read_folder(folder: Path) -> SavedRun:
+    """Reads a folder of `write_folder`: settings and weights are those that were written.
+
+    Raises ValueError for a folder that is damaged, and OSError for one that cannot be read.
     """
-    try:
-        description = json.loads((folder / CONFIG).read_text())
-        weights, predicted = description["weights"], description["prediction"]
-        state: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        crc = crc32_of(folder / WEIGHTS)
-        changed = description.get("weights_crc32", crc) != crc  # older folders have none
-        saved = SavedRun(
-            path=folder,
+    wrong = f"{folder} cannot be read as a model that rfdit exported"
+    if not is_complete(folder):
+        raise ValueError(f"{wrong}: it lacks {WEIGHTS if is_folder(folder) else CONFIG}")
+    description = read_json(folder / CONFIG)
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise ValueError(f"{wrong}: its {CONFIG} is that of something else")
+    if description.get("format") != FORMAT:
+        raise ValueError(f"{wrong}: its format is {description.get('format')}, and this rfdit reads {FORMAT}")
+    if description.pop("sha256", None) != _digest(description):
+        raise ValueError(_damaged(folder, CONFIG) + _strange(description["config"]))
+    with explained(wrong):
+        weights = description["weights"]
+        state = _read_weights(folder, description["weights_crc32"])
+        return SavedRun.checked(
+            folder,
             step=description["step"],
-            config=description["config"],
+            config=public_config(description["config"]),
             latents=description["latents"],
+            class_names=description.get("class_names"),
             network=state if weights == "raw" else {},
             ema={} if weights == "raw" else {weights: state},
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder} cannot be read as a model that rfdit exported ({type(error).__name__}): it is damaged "
-            f"or lacks {CONFIG} or {WEIGHTS}"
-        ) from None
-    if changed:
-        raise ValueError(
-            f"{folder} is damaged: its {WEIGHTS} is not what was written; copy or export it again"
-        )
-    if predicted != prediction:
-        raise ValueError(
-            f"{folder} holds a network that predicts {predicted}, not {prediction}, so rectified flow cannot "
-            "sample it"
-        )
-    return saved
+
+
+def _read_weights(folder: Path, crc32: int) -> dict[str, Tensor]:
+    file = folder / WEIGHTS
+    try:
+        if crc32_of(file) != crc32:
+            raise ValueError(_damaged(folder, WEIGHTS))
+        state: dict[str, Tensor] = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a file of safetensors ({error})") from None
+    except OSError as error:
+        raise unreadable(str(file), error) from None
+    return state
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """The checksum of a description, among which is that of the weights."""
+    return json_digest(description, digits=64)
+
+
+def _strange(config: dict[str, Any]) -> str:
+    """The end of a message: what is wrong with the settings apart from their checksum, if anything is."""
+    try:
+        check_parts(public_config(config))
+    except ValueError as error:
+        return f" ({error})"
+    return ""
+
+
+def _damaged(folder: Path, file: str) -> str:
+    return f"{folder} is damaged: its {file} differs from its checksum; copy or export it again"

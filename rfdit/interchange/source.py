@@ -1,28 +1,77 @@
-"""Where a model may be: a checkpoint of a run, an exported folder, or a hub repository of that form."""
+"""Models by name: a checkpoint of a run, an exported folder, or a hub repository of that form."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rfdit.hub import hub_is_reachable
-from rfdit.interchange.folder import CONFIG, WEIGHTS, is_folder, read_folder
-from rfdit.training.checkpoint import SavedRun, find_checkpoint, read_checkpoint
+from rfdit.checkpoint.resume import find_checkpoint, newest_run
+from rfdit.checkpoint.saved_run import SavedRun, read_checkpoint
+from rfdit.interchange.adapted import on_base
+from rfdit.interchange.folder import CONFIG, WEIGHTS, is_complete, is_folder, read_folder
+from rfdit.pretrained.hub import hub_folder, is_hub_name
 
-NEEDED = ("model", "conditioner", "autoencoder", "sampler")  # to build any model again
 
+def open_model(
+    source: str | Path | None,
+    revision: str | None = None,
+    *,
+    step: int | None = None,
+    base: str | None = None,
+) -> SavedRun:
+    """The model at a local path, or else in a hub repository; adapters are merged into their base.
 
-def open_model(source: str | Path, revision: str | None = None) -> SavedRun:
-    """What was saved at a local path, or else in a hub repository.
-
-    Raises ValueError or OSError with one sentence if that is no model, or a damaged one.
+    step: that of the checkpoint to take from a run folder; None takes the last.
+    base: where the base of adapters is, if it has moved.
+    Raises ValueError or OSError with one sentence if there is none, or a damaged one, or `source`, which
+    is the commands' `ckpt`, is None.
     """
-    saved = _read(source, revision)
-    groups = saved.config if isinstance(saved.config, dict) else {}
-    if missing := [group for group in NEEDED if not isinstance(groups.get(group), dict)]:
-        raise ValueError(f"{saved.path} is damaged: its configuration has no {', '.join(missing)}")
-    return saved
+    if source is None:
+        newest = newest_run(Path("outputs"))
+        hint = f"; the newest run here is ckpt={newest}" if newest else ""
+        raise ValueError(f"ckpt is not set; give ckpt=RUN_FOLDER or a .ckpt file{hint}")
+    saved = _read(source, revision, step)
+    whole = on_base(saved, open_model, base=base)
+    whole.check_model()
+    return whole
 
 
-def _read(source: str | Path, revision: str | None) -> SavedRun:
+def open_adapters(source: str | Path) -> SavedRun:
+    """The run at a path as it is saved: adapters alone, if it has trained those."""
+    return _read(source, None, None)
+
+
+def with_sources(saved: SavedRun, **sources: str | None) -> SavedRun:
+    """The same model, with the weights of its autoencoder or text_encoder at other paths, if given.
+
+    Raises ValueError for an encoder that the model does not have.
+    """
+    config = dict(saved.config)
+    for encoder, source in sources.items():
+        if source is not None:
+            if not isinstance(config.get(encoder), dict):
+                raise ValueError(f"{encoder}.source={source}: {saved.path} has no {encoder}")
+            config[encoder] = _moved(config[encoder], source)
+    moved, was = config.get("text_encoder"), saved.config.get("text_encoder")
+    # The conditioner's settings contain a copy of the text encoder's.
+    config["conditioner"] = {k: moved if node == was else node for k, node in config["conditioner"].items()}
+    return replace(saved, config=config)
+
+
+def _moved(node: dict[str, Any], source: str) -> dict[str, Any]:
+    """The settings of an encoder with its weights elsewhere; of several encoders, all that have a source."""
+    if not isinstance(node.get("encoders"), dict):
+        return node | {"source": source}
+    moved = {
+        name: part | {"source": source} if isinstance(part, dict) and "source" in part else part
+        for name, part in node["encoders"].items()
+    }
+    return node | {"encoders": moved}
+
+
+def _read(source: str | Path, revision: str | None, step: int | None) -> SavedRun:
     path = Path(source).expanduser()
+    if step is not None:
+        return read_checkpoint(find_checkpoint(str(path), step))
     if is_folder(path):
         return read_folder(path)
     if (path / "model_index.json").is_file():
@@ -33,7 +82,7 @@ def _read(source: str | Path, revision: str | None) -> SavedRun:
     if path.exists():
         return read_checkpoint(find_checkpoint(str(path)))
     name = str(source)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_name(name) or "/" not in name:
         raise ValueError(f"{source} does not exist, and a hub name has the form owner/name")
     return read_folder(download(name, revision))
 
@@ -41,24 +90,13 @@ def _read(source: str | Path, revision: str | None) -> SavedRun:
 def download(name: str, revision: str | None) -> Path:
     """A hub repository's description and weights, from the hub's cache if they are there.
 
-    Raises OSError with what to do where the hub is out of reach or has no such model.
+    Raises OSError that says what to do if the hub cannot be reached or has no such model.
     """
-    from huggingface_hub import snapshot_download
-
-    wanted = [CONFIG, WEIGHTS]
-    try:
-        cached = snapshot_download(name, revision=revision, allow_patterns=wanted, local_files_only=True)
-        if is_folder(Path(cached)):
-            return Path(cached)
-    except OSError:
-        pass  # not in the cache
-    reason = "the Hugging Face hub cannot be reached from here"
-    if hub_is_reachable():
-        try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        except OSError as error:
-            reason = str(error).partition("\n")[0]
-    raise OSError(
-        f"{name}: no file or folder of that name, and no download: {reason}. Run `hf download {name} "
-        "--local-dir FOLDER` on a machine with network, copy FOLDER here and load that"
+    return hub_folder(
+        name,
+        files=[CONFIG, WEIGHTS],
+        is_complete=is_complete,
+        failure=f"{name}: no file or folder of that name, and no download",
+        remedy=f"Run `hf download {name} --local-dir FOLDER` on a machine with network, copy FOLDER here and load that",
+        revision=revision,
     )

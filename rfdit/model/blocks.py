@@ -1,90 +1,36 @@
-"""The transformer block of DiT (arXiv 2212.09748, sec. 3.2) and of MMDiT (arXiv 2403.03206, sec. 4).
+"""The transformer blocks of DiT (arXiv 2212.09748, sec. 3.2) and of MMDiT (arXiv 2403.03206, sec. 4).
 
-Both are made of `Stream`s. A DiT block is one stream that attends to itself; an MMDiT block is an
-image and a caption stream, with weights of their own, that attend to both.
+A DiT block is one `TokenStream` that attends to itself; an MMDiT block is an image and a caption stream,
+with weights of their own, that attend to both. Gradients, kernels and dtypes are handled elsewhere:
+norms and gates in `rfdit.model.layers.adaln`, activation checkpointing in `rfdit.model.layers.recompute`.
 """
 
-import math
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from rfdit.model.adaln import Tokens, gated_norm_of, modulated_norm, norm_of
-from rfdit.model.attention import Attention, Heads
-from rfdit.model.recompute import Recompute, recomputed
+from rfdit.batch import Latent
+from rfdit.model.layers.adaln import Layout, Vectors, adaln, gated, gated_adaln, modulated_norm
+from rfdit.model.layers.attention import Attention, Heads
+from rfdit.model.layers.embeddings import unpatchify
+from rfdit.model.layers.mlp import ACTIVATIONS, MLP, mlp_widths
+from rfdit.model.layers.norms import TOKEN_NORMS, Norm, QKNorm, Tokens, head_norm
+from rfdit.model.layers.recompute import Recompute, recomputable
+from rfdit.model.layers.resizing import Patches, resized_output
+from rfdit.model.layers.rope import Rotation
 
-Modulation = Float[Tensor, "b k d"]  # k vectors per sample: shift, scale, gate, shift, scale, gate
+ADALN_ZERO = Layout()  # shift, scale and gate
 
 
-def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
+class TokenStream(nn.Module):
+    """The layers that a block has for one sequence of tokens: attention's projections and the MLP.
 
-    Compiled, it is the same function written x sigmoid(2 u): a CPU's vectorised tanh takes three
-    times as long as its exponential.
+    num_heads: must divide the width, or ValueError is raised.
+    qk_norm: the norm of queries and keys.
+    last: the sequence ends here. It still gives queries, keys and values to the others, but has no
+        output of its own, and is modulated by (shift, scale) alone.
     """
-    if torch.compiler.is_compiling():
-        return x * torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
-    return F.gelu(x, approximate="tanh")
-
-
-def _rms_normed(x: Heads, norm: nn.RMSNorm) -> Heads:
-    """In float32, also where the scale was sent in fewer bits."""
-    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
-
-
-class Stream(nn.Module):
-    """One token stream's part of a block: fused qkv, attention output, MLP, all adaLN-modulated.
-
-    last: this stream ends here. It still gives keys and values (and queries) to the others, but
-    has no output of its own; its modulation is (shift, scale) alone.
-    """
-
-    def __init__(
-        self, *, width: int, num_heads: int, mlp_ratio: float, qk_norm: bool, last: bool = False
-    ) -> None:
-        super().__init__()
-        self.num_heads, self.qk_norm = num_heads, qk_norm
-        self.qkv = nn.Linear(width, 3 * width)
-        head = width // num_heads
-        if qk_norm:
-            self.q_norm = nn.RMSNorm(head, eps=1e-6)
-            self.k_norm = nn.RMSNorm(head, eps=1e-6)
-        if not last:
-            self.proj = nn.Linear(width, width)
-            self.mlp_in = nn.Linear(width, int(mlp_ratio * width))
-            self.mlp_out = nn.Linear(int(mlp_ratio * width), width)
-
-    @staticmethod
-    def modulations(last: bool) -> int:
-        """How many vectors of the width modulate a stream."""
-        return 2 if last else 6
-
-    def queries_keys_values(self, x: Tokens, modulation: Modulation) -> tuple[Tokens, Heads, Heads, Heads]:
-        """(b, n, d) -> x to go on with, and three of (b, heads, n, d / heads)."""
-        shift, scale = modulation.unbind(1)[:2]
-        x, h = norm_of(x, shift, scale)
-        qkv = self.qkv(h)
-        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
-        if self.qk_norm:
-            # Squares are summed in float32, whatever the products' precision.
-            q, k = (
-                _rms_normed(heads, norm).to(v.dtype) for heads, norm in ((q, self.q_norm), (k, self.k_norm))
-            )
-        return x, q, k, v
-
-    def update(self, x: Tokens, attended: Heads, modulation: Modulation) -> Tokens:
-        """The residual stream after attention and MLP, each behind its gate."""
-        _, _, gate_attn, shift, scale, gate_mlp = modulation.unbind(1)
-        y = self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
-        x, h = gated_norm_of(x, y, gate_attn, shift, scale)
-        return x + gate_mlp[:, None] * self.mlp_out(gelu(self.mlp_in(h)))
-
-
-class DiTBlock(nn.Module):
-    """Self-attention and MLP over one stream, x -> x'."""
 
     def __init__(
         self,
@@ -92,26 +38,86 @@ class DiTBlock(nn.Module):
         width: int,
         num_heads: int,
         mlp_ratio: float,
-        qk_norm: bool,
+        qk_norm: QKNorm,
+        mlp: MLP = "gelu",
+        last: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"model.num_heads={num_heads} does not divide model.width={width}")
+        self.num_heads, self.mlp_kind = num_heads, mlp
+        self.qk_norm: Norm | None = ("rms" if qk_norm is True else qk_norm) or None
+        self.qkv = nn.Linear(width, 3 * width)
+        if self.qk_norm:
+            self.q_norm = head_norm(self.qk_norm, width // num_heads)
+            self.k_norm = head_norm(self.qk_norm, width // num_heads)
+        if not last:
+            inner, hidden = mlp_widths(mlp, width, mlp_ratio)
+            self.proj = nn.Linear(width, width)
+            self.mlp_in = nn.Linear(width, inner)
+            self.mlp_out = nn.Linear(hidden, width)
+            self.activation = ACTIVATIONS[mlp]
+
+    def heads(self, h: Tokens, rotation: Rotation | None = None) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values: (b, n, d) -> three of (b, heads, n, d / heads).
+
+        rotation: turns queries and keys by their positions.
+        """
+        qkv = self.qkv(h)
+        q, k, v = rearrange(qkv, "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)
+        return q, k, v
+
+    def merge(self, attended: Heads) -> Tokens:
+        """The output of attention: (b, heads, n, d / heads) -> (b, n, d)."""
+        return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+    def mlp(self, h: Tokens) -> Tokens:
+        return self.mlp_out(self.activation(self.mlp_in(h)))
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and MLP over one stream: x (b, n, d) -> x'.
+
+    norm: the norm that is modulated. layout: the vectors that modulate it.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qk_norm: QKNorm,
         attention: Attention,
+        mlp: MLP = "gelu",
+        norm: Norm = "layer",
+        layout: Layout = ADALN_ZERO,
         recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         self.attention, self.recompute = attention, recompute
-        self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
+        self.norm, self.layout = TOKEN_NORMS[norm], layout
+        self.x = TokenStream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, mlp=mlp)
 
-    def forward(self, x: Tokens, modulation: Modulation) -> Tokens:
-        return recomputed(self._forward, x, modulation, recompute=self.recompute)
-
-    def _forward(self, x: Tokens, modulation: Modulation) -> Tokens:
-        x, q, k, v = self.x.queries_keys_values(x, modulation)
-        return self.x.update(x, self.attention(q, k, v), modulation)
+    @recomputable
+    def forward(self, x: Tokens, modulation: Vectors, rotation: Rotation | None = None) -> Tokens:
+        attn, mlp = self.layout.halves(modulation)
+        x, h = adaln(x, attn.shift, attn.scale, self.norm)  # h = norm(x) (1 + scale) + shift
+        y = self.x.merge(self.attention(*self.x.heads(h, rotation)))  # (b, n, d)
+        # x = x + gate y, and h of the new x
+        x, h = gated_adaln(x, attn.gate, y, mlp.shift, mlp.scale, self.norm)
+        return gated(x, mlp.gate, self.x.mlp(h))
 
 
 class MMDiTBlock(nn.Module):
-    """Joint attention over image and caption tokens, (x, c) -> (x', c').
+    """Joint attention over image and caption tokens: x (b, n, d), c (b, l, d) -> x', c'.
 
-    last: the captions end here: (x, c) -> (x', c), with c untouched.
+    norm: the norm that is modulated. layout: the vectors that modulate it.
+    last: the captions end here, and c comes back as it was.
     """
 
     def __init__(
@@ -120,51 +126,64 @@ class MMDiTBlock(nn.Module):
         width: int,
         num_heads: int,
         mlp_ratio: float,
-        qk_norm: bool,
+        qk_norm: QKNorm,
         attention: Attention,
+        mlp: MLP = "gelu",
+        norm: Norm = "layer",
+        layout: Layout = ADALN_ZERO,
         recompute: Recompute = "none",
         last: bool = False,
     ) -> None:
         super().__init__()
         self.attention, self.recompute, self.last = attention, recompute, last
-        self.x = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm)
-        self.c = Stream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, last=last)
+        self.norm, self.layout, self.entry = TOKEN_NORMS[norm], layout, layout.ungated
+        self.x = TokenStream(width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, mlp=mlp)
+        self.c = TokenStream(
+            width=width, num_heads=num_heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, mlp=mlp, last=last
+        )
 
+    @recomputable
     def forward(
         self,
         x: Tokens,
         c: Float[Tensor, "b l d"],
-        x_modulation: Modulation,
+        x_modulation: Vectors,
         c_modulation: Float[Tensor, "b k_c d"],
         mask: Bool[Tensor, "b m"] | None = None,
+        x_rotation: Rotation | None = None,
+        c_rotation: Rotation | None = None,
     ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
-        """mask: True at the tokens that exist, image tokens first."""
-        args = x, c, x_modulation, c_modulation, mask
-        return recomputed(self._forward, *args, recompute=self.recompute)
+        """mask: True at tokens that are not padding, image tokens first."""
+        x_attn, x_mlp = self.layout.halves(x_modulation)
+        first = self.entry.half(c_modulation.unbind(1))  # all that the last captions have
+        x, h_x = adaln(x, x_attn.shift, x_attn.scale, self.norm)
+        c, h_c = adaln(c, first.shift, first.scale, self.norm)
+        heads = zip(self.x.heads(h_x, x_rotation), self.c.heads(h_c, c_rotation))
+        q, k, v = (torch.cat(both, dim=2) for both in heads)
+        y_x, y_c = self.attention(q, k, v, mask).split([x.shape[1], c.shape[1]], dim=2)
 
-    def _forward(
-        self,
-        x: Tokens,
-        c: Float[Tensor, "b l d"],
-        x_modulation: Modulation,
-        c_modulation: Float[Tensor, "b k_c d"],
-        mask: Bool[Tensor, "b m"] | None,
-    ) -> tuple[Tokens, Float[Tensor, "b l d"]]:
-        x, *x_heads = self.x.queries_keys_values(x, x_modulation)
-        c, *c_heads = self.c.queries_keys_values(c, c_modulation)
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(x_heads, c_heads))  # (b, heads, n + l, d)
-        attended_x, attended_c = self.attention(q, k, v, mask).split([x.shape[1], c.shape[1]], dim=2)
-        x = self.x.update(x, attended_x, x_modulation)
-        return x, c if self.last else self.c.update(c, attended_c, c_modulation)
+        x, h_x = gated_adaln(x, x_attn.gate, self.x.merge(y_x), x_mlp.shift, x_mlp.scale, self.norm)
+        x = gated(x, x_mlp.gate, self.x.mlp(h_x))
+        if self.last:
+            return x, c
+        c_attn, c_mlp = self.layout.halves(c_modulation)
+        c, h_c = gated_adaln(c, c_attn.gate, self.c.merge(y_c), c_mlp.shift, c_mlp.scale, self.norm)
+        return x, gated(c, c_mlp.gate, self.c.mlp(h_c))
 
 
 class FinalLayer(nn.Module):
-    """adaLN, then one linear layer to the patch's pixels."""
+    """adaLN, then one linear layer to the patch of each token: (b, n, d) -> (b, c, h, w)."""
 
-    def __init__(self, *, width: int, out_features: int) -> None:
+    def __init__(self, *, width: int, patch_size: int, out_channels: int, norm: Norm = "layer") -> None:
         super().__init__()
-        self.linear = nn.Linear(width, out_features)
+        self.patch_size, self.out_channels, self.norm = patch_size, out_channels, TOKEN_NORMS[norm]
+        self.linear = nn.Linear(width, patch_size**2 * out_channels)
 
-    def forward(self, x: Tokens, modulation: Modulation) -> Float[Tensor, "b n o"]:
+    def forward(self, x: Tokens, modulation: Vectors, grid: tuple[int, int]) -> Latent:
+        """grid: rows and columns of tokens."""
         shift, scale = modulation.unbind(1)
-        return self.linear(modulated_norm(x, shift, scale))
+        return unpatchify(self.linear(modulated_norm(x, shift, scale, self.norm)), grid, self.patch_size)
+
+    def from_patches(self, weight: Tensor, patches: Patches) -> Tensor:
+        """As of `ResizesPatches`."""
+        return resized_output(weight, patches, Patches(self.patch_size, self.out_channels))

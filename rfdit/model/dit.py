@@ -1,69 +1,102 @@
 """DiT: a transformer over latent patches, conditioned through adaLN-Zero (arXiv 2212.09748)."""
 
-from collections.abc import Sequence
-
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.model.attention import Attention, FusedAttention
-from rfdit.model.backbone import ModulationTable, check_heads, initialize, token_grid, unpatchify
+from rfdit.limits import Count, Positive, Size
 from rfdit.model.blocks import DiTBlock, FinalLayer
-from rfdit.model.embeddings import PatchEmbedding, PositionEmbedding, Positions, TimeEmbedding
-from rfdit.model.recompute import Recompute
+from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
+from rfdit.model.layers.attention import Attention, FusedAttention
+from rfdit.model.layers.embeddings import PatchEmbedding, TimeEmbedding, token_grid
+from rfdit.model.layers.initialization import initialize
+from rfdit.model.layers.mlp import MLP
+from rfdit.model.layers.norms import Norm, QKNorm
+from rfdit.model.layers.positions import Positions, make_positions
+from rfdit.model.layers.recompute import Recompute
+from rfdit.model.layers.rope import Order
 
 
 class DiT(nn.Module):
     """The velocity network with a pooled condition: a class embedding or the pooled caption.
 
+    Shapes: z_t (b, c, h, w), t (b,), cond.pooled (b, p) -> velocity (b, c, h, w), float32.
+
     in_channels, input_size: the latent's; input_size is one number or (height, width).
     pooled_width: width of `cond.pooled`; None if it has the model's width and is added as it is,
         as label embeddings are.
-    recompute: activation checkpointing, less memory for more time; see `recomputed`.
-    time_scale: of the time embedding; others' checkpoints may have been trained with 1 (rfdit.convert).
+    mlp: gelu, or swiglu with two thirds of the hidden width. norm: layer or rms, of the tokens.
+    qk_norm: that of queries and keys: False, rms (also True) or layer.
+    positions: sincos (frozen) or learned vectors that are added, rope, or sincos+rope; rope_order,
+        rope_theta: see `rfdit.model.layers.rope`.
+    adaln: zero; plain, without gates; or single, with one table for all blocks. shifts: False leaves the
+        blocks' shifts out.
+    recompute: activation checkpointing, less memory for more time; see `recomputable`.
+    time_scale: multiplies t in the time embedding; published checkpoints may have been trained with 1.
+    out_channels: channels of the output, if not the latent's: twice as many for `prediction=noise` with a
+        learned variance.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
+
     Raises ValueError if the patch does not divide the latent or the heads the width.
     """
 
     def __init__(
         self,
         *,
-        width: int,
-        depth: int,
-        num_heads: int,
-        patch_size: int,
-        in_channels: int,
-        input_size: int | Sequence[int],
-        pooled_width: int | None = None,
-        mlp_ratio: float = 4.0,
-        qk_norm: bool = False,
+        width: Count,
+        depth: Count,
+        num_heads: Count,
+        patch_size: Count,
+        in_channels: Count,
+        input_size: Size,
+        pooled_width: Count | None = None,
+        mlp_ratio: Positive = 4.0,
+        mlp: MLP = "gelu",
+        norm: Norm = "layer",
+        qk_norm: QKNorm = False,
         positions: Positions = "sincos",
+        rope_order: Order = "interleaved",
+        rope_theta: Positive = 10000.0,
+        adaln: AdaLNKind = "zero",
+        shifts: bool = True,
         attention: Attention | None = None,
         recompute: Recompute = "none",
-        base_width: int | None = None,
-        time_scale: float = 1000.0,
+        base_width: Count | None = None,
+        time_scale: Positive = 1000.0,
+        out_channels: Count | None = None,
     ) -> None:
         super().__init__()
-        check_heads(width, num_heads)
-        self.patch_size = patch_size
-        grid = token_grid(input_size, patch_size)
+        self.width, self.patch_size = width, patch_size
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
-        self.positions = PositionEmbedding(grid=grid, width=width, kind=positions)
+        self.positions, self.rotary = make_positions(
+            positions,
+            grid=token_grid(input_size, patch_size),
+            width=width,
+            num_heads=num_heads,
+            theta=rope_theta,
+            order=rope_order,
+        )
         self.time = TimeEmbedding(width=width, scale=time_scale)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
-        self.modulation = ModulationTable(width=width, counts=[6] * depth + [2])
+        layout = Layout.of(adaln, shifts=shifts)
+        self.modulation = make_modulation(adaln, width=width, counts=[layout.per_block] * depth + [2])
         self.blocks = nn.ModuleList(
             DiTBlock(
                 width=width,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
+                mlp=mlp,
+                norm=norm,
                 qk_norm=qk_norm,
+                layout=layout,
                 attention=attention or FusedAttention(),
                 recompute=recompute,
             )
             for _ in range(depth)
         )
-        self.final = FinalLayer(width=width, out_features=patch_size**2 * in_channels)
-        self.width = width
+        self.final = FinalLayer(
+            width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
+        )
         self.inputs = tuple(
             m for m in (self.patches.proj, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
         )
@@ -76,11 +109,14 @@ class DiT(nn.Module):
             base_width=base_width,
         )
 
-    def forward(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
+    def forward(self, z_t: Latent, t: Time, cond: Condition) -> Float[Tensor, "b out h w"]:
         grid = token_grid(z_t.shape[-2:], self.patch_size)
-        x = self.patches(z_t) + self.positions(*grid)  # (b, n, d)
+        x = self.patches(z_t)  # (b, n, d)
+        if self.positions is not None:
+            x = x + self.positions(*grid)
+        rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
         *modulations, final = self.modulation(y)
         for block, modulation in zip(self.blocks, modulations):
-            x = block(x, modulation)
-        return unpatchify(self.final(x, final), grid, self.patch_size)
+            x = block(x, modulation, rotation)
+        return self.final(x, final, grid)

@@ -1,79 +1,125 @@
 """MMDiT: image and caption tokens attend jointly, each with weights of its own (arXiv 2403.03206)."""
 
-from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.model.attention import Attention, FusedAttention
-from rfdit.model.backbone import ModulationTable, check_heads, initialize, token_grid, unpatchify
-from rfdit.model.blocks import FinalLayer, MMDiTBlock, Stream
-from rfdit.model.embeddings import PatchEmbedding, PositionEmbedding, Positions, TimeEmbedding
-from rfdit.model.recompute import Recompute
+from rfdit.limits import Count, Positive, Size
+from rfdit.model.blocks import FinalLayer, MMDiTBlock
+from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
+from rfdit.model.layers.attention import Attention, FusedAttention
+from rfdit.model.layers.embeddings import (
+    CroppedPositions,
+    PatchEmbedding,
+    PooledMLP,
+    PositionEmbedding,
+    TimeEmbedding,
+    token_grid,
+)
+from rfdit.model.layers.initialization import initialize
+from rfdit.model.layers.mlp import MLP
+from rfdit.model.layers.norms import Norm, QKNorm
+from rfdit.model.layers.positions import Positions, make_positions
+from rfdit.model.layers.recompute import Recompute
+from rfdit.model.layers.rope import Order, RotaryPositions
 
 NEEDS_CAPTIONS = "model=mmdit attends to caption tokens; use conditioner=text, or model=dit"
 
 
 class MMDiT(nn.Module):
-    """The velocity network with a sequence of caption tokens beside the pooled caption.
+    """The velocity network with a sequence of caption tokens in addition to the pooled caption.
+
+    Shapes: z_t (b, c, h, w), t (b,), cond.pooled (b, p), cond.tokens (b, l, token_width)
+    -> velocity (b, c, h, w), float32.
 
     in_channels, input_size: the latent's; input_size is one number or (height, width).
     pooled_width, token_width: widths of `cond.pooled` and `cond.tokens`.
-    recompute: activation checkpointing, less memory for more time; see `recomputed`.
+    mlp, norm, qk_norm, positions, rope_order, rope_theta, adaln, shifts: as in `DiT`. Rotary positions turn
+        image tokens alone; adaln=single has one table for both streams. positions=cropped is SD3's frozen
+        square of `positions_side` tokens along a side, of which an image has the middle.
+    pooled_mlp: SD3's two layers for the pooled caption in place of the paper's one.
+    recompute: activation checkpointing, less memory for more time; see `recomputable`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
+
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
     condition has no tokens.
     """
 
+    size_remark = "a block has twice those of model=dit, since caption tokens have weights of their own"
+
     def __init__(
         self,
         *,
-        width: int,
-        depth: int,
-        num_heads: int,
-        patch_size: int,
-        in_channels: int,
-        input_size: int | Sequence[int],
-        pooled_width: int | None,
-        token_width: int,
-        mlp_ratio: float = 4.0,
-        qk_norm: bool = True,
-        positions: Positions = "sincos",
+        width: Count,
+        depth: Count,
+        num_heads: Count,
+        patch_size: Count,
+        in_channels: Count,
+        input_size: Size,
+        pooled_width: Count | None,
+        token_width: Count,
+        mlp_ratio: Positive = 4.0,
+        mlp: MLP = "gelu",
+        norm: Norm = "layer",
+        qk_norm: QKNorm = True,
+        positions: Positions | Literal["cropped"] = "sincos",
+        positions_side: Count | None = None,
+        rope_order: Order = "interleaved",
+        rope_theta: Positive = 10000.0,
+        adaln: AdaLNKind = "zero",
+        shifts: bool = True,
+        pooled_mlp: bool = False,
         attention: Attention | None = None,
         recompute: Recompute = "none",
-        base_width: int | None = None,
+        base_width: Count | None = None,
     ) -> None:
         super().__init__()
-        check_heads(width, num_heads)
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
-        self.patch_size, self.depth = patch_size, depth
-        grid = token_grid(input_size, patch_size)
+        self.width, self.patch_size = width, patch_size
         self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
-        self.positions = PositionEmbedding(grid=grid, width=width, kind=positions)
+        grid = token_grid(input_size, patch_size)
+        self.positions: PositionEmbedding | CroppedPositions | None
+        self.rotary: RotaryPositions | None
+        if positions == "cropped":
+            side = positions_side or max(grid)
+            self.positions, self.rotary = CroppedPositions(grid=grid, side=side, width=width), None
+        else:
+            self.positions, self.rotary = make_positions(
+                positions, grid=grid, width=width, num_heads=num_heads, theta=rope_theta, order=rope_order
+            )
         self.captions = nn.Linear(token_width, width)
         self.time = TimeEmbedding(width=width)
-        self.pooled = nn.Linear(pooled_width, width)
-        last = [i == depth - 1 for i in range(depth)]
-        self.modulation = ModulationTable(
-            width=width, counts=[6] * depth + [Stream.modulations(is_last) for is_last in last] + [2]
+        self.pooled: nn.Linear | PooledMLP = (
+            PooledMLP(pooled_width=pooled_width, width=width)
+            if pooled_mlp
+            else nn.Linear(pooled_width, width)
         )
+        pooled_input = self.pooled.hidden if isinstance(self.pooled, PooledMLP) else self.pooled
+        layout = Layout.of(adaln, shifts=shifts)
+        last = [i == depth - 1 for i in range(depth)]
+        c_counts = [layout.ungated.per_half if is_last else layout.per_block for is_last in last]
+        counts = [layout.per_block] * depth + c_counts + [2]
+        self.modulation = make_modulation(adaln, width=width, counts=counts)
         self.blocks = nn.ModuleList(
             MMDiTBlock(
                 width=width,
                 num_heads=num_heads,
                 mlp_ratio=mlp_ratio,
+                mlp=mlp,
+                norm=norm,
                 qk_norm=qk_norm,
+                layout=layout,
                 attention=attention or FusedAttention(),
                 recompute=recompute,
                 last=is_last,
             )
             for is_last in last
         )
-        self.final = FinalLayer(width=width, out_features=patch_size**2 * in_channels)
-        self.width = width
-        self.inputs = (self.patches.proj, self.captions, self.time.hidden, self.pooled)
+        self.final = FinalLayer(width=width, patch_size=patch_size, out_channels=in_channels, norm=norm)
+        self.inputs = (self.patches.proj, self.captions, self.time.hidden, pooled_input)
         initialize(
             self,
             zero=[self.modulation.linear, self.final.linear],
@@ -87,11 +133,14 @@ class MMDiT(nn.Module):
         if cond.tokens is None:
             raise ValueError(NEEDS_CAPTIONS)
         grid = token_grid(z_t.shape[-2:], self.patch_size)
-        x = self.patches(z_t) + self.positions(*grid)  # (b, n, d)
+        x = self.patches(z_t)  # (b, n, d)
+        if self.positions is not None:
+            x = x + self.positions(*grid)
+        rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         c = self.captions(cond.tokens)  # (b, l, d)
         y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
-        modulations = self.modulation(y)
-        for block, for_x, for_c in zip(self.blocks, modulations, modulations[self.depth :]):
-            x, c = block(x, c, for_x, for_c, mask)
-        return unpatchify(self.final(x, modulations[-1]), grid, self.patch_size)
+        *modulations, final = self.modulation(y)
+        for block, for_x, for_c in zip(self.blocks, modulations, modulations[len(self.blocks) :]):
+            x, c = block(x, c, for_x, for_c, mask, rotation)
+        return self.final(x, final, grid)

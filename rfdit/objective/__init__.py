@@ -1,17 +1,36 @@
-"""What is regressed, at which times, on which pairs."""
+"""Training objectives, their time densities, couplings and weightings."""
 
+from rfdit.objective.contrastive import ContrastiveFlowMatching
 from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling
+from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
 from rfdit.objective.times import CosMapTime, LogitNormalTime, ModeTime, TimeSampler, UniformTime
-from rfdit.objective.velocity import FlowLoss, VelocityMatching
+from rfdit.objective.velocity import VelocityMatching
+from rfdit.objective.weighting import (
+    DataWeighting,
+    EDMWeighting,
+    MinSNRWeighting,
+    NoiseWeighting,
+    UniformWeighting,
+    Weighting,
+)
 
 __all__ = [
+    "REPA",
+    "ContrastiveFlowMatching",
+    "ConvolutionProjector",
     "CosMapTime",
-    "FlowLoss",
+    "DataWeighting",
+    "EDMWeighting",
     "IndependentCoupling",
     "LogitNormalTime",
+    "MLPProjector",
+    "MinSNRWeighting",
     "ModeTime",
+    "NoiseWeighting",
     "OptimalTransportCoupling",
     "TimeSampler",
     "UniformTime",
+    "UniformWeighting",
     "VelocityMatching",
+    "Weighting",
 ]

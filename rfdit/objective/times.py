@@ -1,23 +1,24 @@
-"""At which times the velocity is regressed (arXiv 2403.03206, sec. 3.1).
+"""Densities of the times at which the velocity is regressed (arXiv 2403.03206, sec. 3.1).
 
-Every sampler maps random numbers to times in (0, 1), all oriented to this project's t: 1 is noise.
+All are densities on (0, 1) in this project's convention: t = 1 is noise.
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 
 from rfdit.batch import Time
+from rfdit.limits import Finite, Limit, Positive
 from rfdit.randomness import SampleGenerator
 
 
 @runtime_checkable
 class TimeSampler(Protocol):
-    """A density of times on (0, 1)."""
+    """A density on (0, 1)."""
 
     def __call__(self, generator: SampleGenerator) -> Time:
-        """One time for each of the generator's samples."""
+        """One time for each sample of the generator, (b,), float32."""
         ...
 
 
@@ -29,10 +30,10 @@ class UniformTime:
 
 
 class LogitNormalTime:
-    """t = sigmoid(mean + std n), n ~ N(0, 1): most often in the middle, where velocity is hard (eq. 19)."""
+    """t = sigmoid(mean + std n), n ~ N(0, 1): mostly in the middle, where the velocity is hardest (eq. 19)."""
 
-    def __init__(self, *, mean: float = 0.0, std: float = 1.0) -> None:
-        if std <= 0:
+    def __init__(self, *, mean: Finite = 0.0, std: Positive = 1.0) -> None:
+        if not 0 < std < math.inf:
             raise ValueError(f"time.std={std} must be positive")
         self.mean, self.std = mean, std
 
@@ -40,15 +41,19 @@ class LogitNormalTime:
         return torch.sigmoid(self.mean + self.std * generator.normal())
 
 
+MOST = 2 / (math.pi - 2)  # beyond it times are no longer in order
+ModeScale = Annotated[float, Limit(f"from -1 to {MOST:.3f}", lambda x: -1 <= x <= MOST)]
+
+
 class ModeTime:
-    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), with a tunable mode in the middle or at the ends (eq. 20).
+    """t = 1 - u - scale (cos^2(pi u / 2) - 1 + u), u ~ U(0, 1): a mode in the middle or at the ends (eq. 20).
 
     scale: between -1 and 2 / (pi - 2), where the map is monotonic; 0 is uniform.
     """
 
-    def __init__(self, *, scale: float = 1.29) -> None:
-        if not -1 <= scale <= 2 / (math.pi - 2):
-            raise ValueError(f"time.scale={scale} must lie between -1 and {2 / (math.pi - 2):.3f}")
+    def __init__(self, *, scale: ModeScale = 1.29) -> None:
+        if not -1 <= scale <= MOST:
+            raise ValueError(f"time.scale={scale} must lie between -1 and {MOST:.3f}")
         self.scale = scale
 
     def __call__(self, generator: SampleGenerator) -> Time:
@@ -57,7 +62,7 @@ class ModeTime:
 
 
 class CosMapTime:
-    """t = 1 - 1 / (tan(pi u / 2) + 1): the cosine schedule's log-SNR density (eq. 21)."""
+    """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U(0, 1): the log-SNR density of the cosine schedule (eq. 21)."""
 
     def __call__(self, generator: SampleGenerator) -> Time:
         return 1 - 1 / (torch.tan(math.pi / 2 * generator.uniform()) + 1)

@@ -1,5 +1,6 @@
-"""Rectified flow's objective: regress the straight path's velocity (arXiv 2209.03003, eq. 1)."""
+"""The objective of rectified flow: regress the velocity of the straight path (arXiv 2209.03003, eq. 1)."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -7,38 +8,62 @@ from torch import Tensor
 
 from rfdit import flow
 from rfdit.batch import Condition, Latent, Time
+from rfdit.limits import Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
-from rfdit.protocols import Backbone
+from rfdit.objective.weighting import UniformWeighting, Weighting
+from rfdit.protocols import FlowLoss, SetsTarget, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
-
-@dataclass(frozen=True)
-class FlowLoss:
-    """total: the mean that is minimised. per_sample, t: each sample's loss, detached, and its time."""
-
-    total: Float[Tensor, ""]
-    per_sample: Float[Tensor, "b"]
-    t: Time
+UNIFORM = UniformWeighting()
 
 
 class VelocityMatching:
-    """E ||v_theta(z_t, c, t) - (z1 - z0)||^2, the mean over latent dimensions and samples.
+    """E[w(t) ||v_theta(z_t, c, t) - (z1 - z0)||^2], the mean over latent dimensions and samples.
 
-    time: the density of times. shift: moves them towards noise (> 1) for large latents.
-    coupling: which noise goes with which latent.
+    time: the density from which t is drawn. shift: moves times towards noise (> 1) for large latents.
+    A network whose velocity is clamped where it is a quotient has the target clamped likewise (`SetsTarget`).
+    coupling: pairs noise z1 with data z0.
+    weighting: w(t). It is in `total` alone, so that `per_sample` can be compared between runs.
+    Raises ValueError for a shift that is not positive.
     """
 
-    def __init__(self, *, time: TimeSampler, coupling: Coupling, shift: float = 1.0) -> None:
-        if shift <= 0:
+    def __init__(
+        self, *, time: TimeSampler, coupling: Coupling, weighting: Weighting = UNIFORM, shift: Positive = 1.0
+    ) -> None:
+        if not 0 < shift < math.inf:
             raise ValueError(f"objective.shift={shift} must be positive")
-        self.time, self.coupling, self.shift = time, coupling, shift
+        self.time, self.coupling, self.weighting, self.shift = time, coupling, weighting, shift
 
     def __call__(
-        self, backbone: Backbone, z0: Latent, cond: Condition, *, generator: SampleGenerator
+        self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
     ) -> FlowLoss:
-        z1 = self.coupling(z0, generator.fork("noise").normal(*z0.shape[1:]))
+        at = self.evaluate(backbone, z0, cond, generator=generator)
+        return self.loss(at.error(at.target), at.t)
+
+    def evaluate(
+        self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
+    ) -> "Evaluated":
+        """The network at one point of each sample's path, for objectives with more terms than this one."""
+        z1 = self.coupling(z0, generator.fork("noise").normal(*z0.shape[1:]), cond)
         t = flow.shift_time(self.time(generator.fork("time")), self.shift)
         v = backbone(flow.interpolate(z0, z1, t), t, cond)
-        per_sample = (v.float() - flow.velocity(z0, z1)).square().flatten(1).mean(1)
-        return FlowLoss(total=per_sample.mean(), per_sample=per_sample.detach(), t=t)
+        target = backbone.target(z0, z1, t) if isinstance(backbone, SetsTarget) else flow.velocity(z0, z1)
+        return Evaluated(v, target, t)
+
+    def loss(self, per_sample: Float[Tensor, "b"], t: Time) -> FlowLoss:
+        """The weighted mean of the losses of samples at their times."""
+        return FlowLoss(total=(self.weighting(t) * per_sample).mean(), per_sample=per_sample.detach(), t=t)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A network's velocity v at times t, and the velocity that it is to have."""
+
+    v: Latent
+    target: Latent
+    t: Time
+
+    def error(self, target: Latent) -> Float[Tensor, "b"]:
+        """||v - target||^2, the mean over latent dimensions, float32."""
+        return (self.v.float() - target).square().flatten(1).mean(1)

@@ -1,1 +1,1 @@
-"""A page to try a model: what its visitors may set, how pictures come of it, and how it looks."""
+"""A page on which to try a model: its form, the model behind it, its history and its looks."""

@@ -1,64 +1,51 @@
-"""What the page shows of pictures, progress and errors, as HTML."""
+"""Images and sentences as HTML, from the templates of parts.html."""
 
 import base64
 import html
 import io
 from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
+import jinja2
 from jaxtyping import UInt8
-from PIL import Image
+from markupsafe import Markup
 from torch import Tensor
 
-from rfdit.grid import to_pil
-from rfdit.playground.painter import Glimpse, Painting
+from rfdit.image_grid import to_pil
 
-SMOOTH_FROM = 128  # pixels: pictures of a smaller side are enlarged without smoothing
-
-
-def png(image: Image.Image) -> bytes:
-    """A picture without loss."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+SMOOTH_FROM = 128  # pixels; images with a smaller side are enlarged without smoothing
 
 
-def pictures(images: UInt8[Tensor, "n 3 H W"], names: Sequence[str] = ()) -> str:
-    """The pictures beside each other, in the page itself; those with a name can be saved by a click."""
+def words(text: str) -> Markup:
+    """Text that is neither HTML nor anything to gradio's own templates."""
+    return Markup(html.escape(text).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"}))
+
+
+def _parts() -> Any:
+    folder = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
+    environment.filters["words"] = words
+    return environment.get_template("parts.html").module
+
+
+PARTS = _parts()
+
+
+def status(sentence: str, *, kind: str = "", share: float | None = None) -> str:
+    """A sentence to the visitor; share: the finished fraction of a bar; kind: error, or done."""
+    return str(PARTS.status(sentence, kind, share))
+
+
+def gallery(images: UInt8[Tensor, "n 3 H W"], names: Sequence[str] = ()) -> str:
+    """The images side by side, in the page itself; a click saves those with a name."""
     kind = "pixels" if min(images.shape[-2:]) < SMOOTH_FROM else "smooth"
-    shown = []
-    for i, image in enumerate(images):
-        data = f"data:image/png;base64,{base64.b64encode(png(to_pil(image))).decode()}"
-        tag = f'<img class="{kind}" src="{data}" alt="picture {i + 1}">'
-        shown.append(f'<a href="{data}" download="{names[i]}" title="save it">{tag}</a>' if names else tag)
-    return f'<div class="pictures n{min(len(shown), 4)}">{"".join(shown)}</div>'
+    shown = [{"url": _url(image), "name": name} for image, name in zip_longest(images, names)]
+    return str(PARTS.images(shown, kind))
 
 
-def nothing_yet() -> str:
-    return '<div class="pictures none">The pictures appear here.</div>'
-
-
-def progress(glimpse: Glimpse) -> str:
-    """A bar, and where it stands in words."""
-    label = f"step {glimpse.step} of {glimpse.steps}, t = {glimpse.t:.2f}"
-    return f'<div class="status">{label}<progress max="1" value="{glimpse.share:.3f}"></progress></div>'
-
-
-def finished(painting: Painting) -> str:
-    n = len(painting.images)
-    what = "1 picture" if n == 1 else f"{n} pictures"
-    cost = f"{painting.evaluations} evaluations of the velocity in {painting.seconds:.1f} s"
-    return f'<div class="status done">{what}: {cost}</div>'
-
-
-def message(sentence: str) -> str:
-    """A plain word to the visitor."""
-    return f'<div class="status">{text(sentence)}</div>'
-
-
-def error(sentence: str) -> str:
-    return f'<div class="status error" role="alert">{text(sentence)}</div>'
-
-
-def text(words: str) -> str:
-    """Words that are no HTML, and nothing to the page's own templates either."""
-    return html.escape(words).translate({ord(sign): f"&#{ord(sign)};" for sign in "${}`"})
+def _url(image: UInt8[Tensor, "3 H W"]) -> str:
+    file = io.BytesIO()
+    to_pil(image).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

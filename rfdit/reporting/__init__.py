@@ -1,1 +1,1 @@
-"""Run folders as one page to read: tables, plots and pictures."""
+"""The report: run folders as one page of tables, plots and samples."""

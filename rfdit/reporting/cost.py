@@ -1,41 +1,32 @@
 """Parameters and multiply-adds of a run's network, from its configuration."""
 
 import json
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rfdit.model.cost import count_macs, count_parameters
-from rfdit.plan import blank_condition, build_on_meta
-from rfdit.trusted import check_targets
+from rfdit.checkpoint.registry import check_parts
+from rfdit.config.build import latent_shape
+from rfdit.cost.count import count_macs, count_parameters
+from rfdit.cost.plan import blank_condition, bounded, build_on_meta
 
 
-@dataclass(frozen=True)
-class Cost:
-    """parameters: of backbone and conditioner. gmacs: 10^9 multiply-adds of a forward pass on an image."""
+def read_cost(config: dict[str, Any]) -> tuple[int, float] | tuple[None, None]:
+    """Parameters of backbone and conditioner, and 10^9 multiply-adds of a forward pass on one image.
 
-    parameters: int
-    gmacs: float
-
-
-def cost_of(config: dict[str, Any]) -> Cost | None:
-    """None for a network that is not of rfdit's own classes: a run folder may come from anybody."""
+    None for a network with classes from outside rfdit or settings that they do not take, since a run may
+    come from anyone.
+    """
+    network = {name: config.get(name) for name in ("model", "prediction", "conditioner")}
     try:
-        network = {name: config[name] for name in ("model", "conditioner")}
-        check_targets(network, ["rfdit"])
-    except (KeyError, ValueError):
-        return None
-    return _cost(json.dumps(network, sort_keys=True))
+        check_parts(network)
+        return _count(json.dumps(network, sort_keys=True), latent_shape(config))
+    except ValueError:
+        return None, None
 
 
-@lru_cache  # runs of a sweep may differ in other things
-def _cost(description: str) -> Cost | None:
-    try:
-        config = json.loads(description)
-        network, model = build_on_meta(config), config["model"]
-        size = model["input_size"]
-        latent = (model["in_channels"], *((size, size) if isinstance(size, int) else tuple(size)))
-        macs = count_macs(network.backbone, latent, blank_condition(network.conditioner))
-    except (KeyError, TypeError, ValueError):  # settings of another version of rfdit
-        return None
-    return Cost(count_parameters(network), macs / 1e9)
+@lru_cache  # runs of a sweep may differ in other settings
+def _count(description: str, shape: tuple[int, int, int]) -> tuple[int, float]:
+    with bounded():
+        network = build_on_meta(json.loads(description))
+    macs = count_macs(network.backbone, shape, blank_condition(network.conditioner))
+    return count_parameters(network), macs / 1e9

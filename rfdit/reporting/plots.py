@@ -1,38 +1,38 @@
-"""The report's figures: readable without colour, with units, as PNG for papers and SVG for the page."""
+"""Plots of the report, readable without colour, as PNG for papers and SVG for the page; and their power law."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from rfdit.reporting.metrics import Column
-from rfdit.reporting.power_law import PowerLaw, fit_power_law
+from rfdit.reporting.metrics import Metric
 from rfdit.reporting.runs import Run, Series
+from rfdit.reporting.table import prefixed
 
 # Okabe and Ito's colours without yellow, which is too light on white; https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-IN_LEGEND = 28  # runs that look different; more are drawn, and not listed
-DECADE = 4.0  # the ratio of largest to smallest from which an axis is logarithmic
-FEW_DECADES = 1000.0  # the ratio up to which 2, 3 and 5 times a power of ten are labelled too
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
-NAMES = {
-    "val/loss": "validation loss", "train/loss": "training loss",
-    "fid": "FID", "sfid": "sFID", "kid": "KID", "cmmd": "CMMD", "clip_score": "CLIP score",
-}  # fmt: skip
-POINTS = 200  # of a drawn curve at most: a page of many long runs must stay small
+LISTED = 28  # runs that look different; more are drawn, but not listed in the legend
+DECADE = 4.0  # an axis is logarithmic from this ratio of largest to smallest value on
+FEW_DECADES = 1000.0  # ratio up to which 2, 3 and 5 times a power of ten are labelled too
+PLAIN = FuncFormatter(lambda value, _: prefixed(value) if value >= 1e6 else f"{value:g}")
+POINTS = 200  # most points of a drawn curve, so that a page of many long runs stays small
 STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.color": "#dddddd", "svg.hashsalt": "rfdit"}
+
+Curve = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure. title: what it shows; notes: sentences below it."""
+    """A figure. name: its file's name. title: its heading. notes: sentences below it."""
 
     name: str
     title: str
@@ -40,203 +40,206 @@ class Plot:
     notes: list[str]
 
     def bytes(self, form: str) -> bytes:
-        """The figure as `png` or `svg`."""
+        """The figure as `png`, on white, or as `svg`, on whatever is behind it."""
         buffer = io.BytesIO()
-        metadata = {"Date": None} if form == "svg" else {}
+        settings: Any = {"metadata": {"Date": None}, "transparent": True} if form == "svg" else {}
         with mpl.rc_context(STYLE):
-            self.figure.savefig(buffer, format=form, dpi=150, bbox_inches="tight", metadata=metadata)
+            self.figure.savefig(buffer, format=form, dpi=150, bbox_inches="tight", **settings)
         return buffer.getvalue()
 
 
-def loss_plot(runs: Sequence[Run]) -> Plot | None:
-    """Training loss against steps; None where nothing was logged."""
-    curves = [(run, run.curves["train/loss"]) for run in runs if run.curves.get("train/loss")]
-    if not curves:
-        return None
-    figure, axes = _figure("training steps", "training loss")
-    for run, series in curves:
-        thin = _averaged(series)
-        _draw(axes, runs, run, [step for step, _ in thin], [value for _, value in thin], line=True, marks=6)
-    _finish(axes, [value for _, series in curves for _, value in series], "y")
-    each = max(len(series) for _, series in curves) > POINTS
-    notes = [f"Each curve has at most {POINTS} points, means of neighbouring logged steps."] if each else []
-    return Plot("loss", "Training loss", figure, notes)
+def make_plots(runs: Sequence[Run], metric: Metric | None) -> list[Plot]:
+    """The plots that the runs' numbers allow."""
+    plots = [loss_plot(runs, name) for name in ("train/loss", "val/loss")]
+    if metric is not None:
+        plots += [plot(runs, metric) for plot in (steps_plot, compute_plot, cost_plot)]
+    return [plot for plot in plots if plot is not None]
 
 
-def steps_plot(runs: Sequence[Run], column: Column) -> Plot | None:
-    """A metric of evaluations over training: a line for each run with more than one; None if there is none."""
-    curves = [(run, series) for run in runs if len(series := column.series(run)) > 1]
-    if column.protocol is None or not curves:
-        return None
-    figure, axes = _figure("training steps", _label(column))
-    for run, series in curves:
-        steps, values = zip(*series)
-        _draw(axes, runs, run, steps, values, line=True, marks=12)
-    _finish(axes, [value for _, series in curves for _, value in series], "y")
-    return Plot("steps", f"{_title(column)} over training", figure, _protocol_note(column))
+def loss_plot(runs: Sequence[Run], name: str) -> Plot | None:
+    """A loss against steps."""
+    metric = Metric(name)
+    logged = [(run, series) for run in runs if (series := metric.series(run))]
+    curves = [(run, _averaged(series)) for run, series in logged]
+    thinned = any(len(series) > POINTS for _, series in logged)
+    notes = (
+        [f"Each curve has at most {POINTS} points, means of neighbouring logged steps."] if thinned else []
+    )
+    file = name.replace("/", "_")
+    return _plot(file, runs, metric, curves, title="", x="training steps", markers=6, notes=notes)
 
 
-def compute_plot(runs: Sequence[Run], column: Column) -> Plot | None:
-    """A metric against training compute: a line for each run, and a power law through the finished ones' ends."""
+def steps_plot(runs: Sequence[Run], metric: Metric) -> Plot | None:
+    """A metric of evaluations over training, for each run that was evaluated more than once."""
+    evaluated = runs if metric.footnote else []
+    curves = [(run, series) for run in evaluated if len(series := metric.series(run)) > 1]
+    return _plot("steps", runs, metric, curves, title=" over training", x="training steps", markers=12)
+
+
+def compute_plot(runs: Sequence[Run], metric: Metric) -> Plot | None:
+    """A metric against training compute, with a power law through the last points of finished runs."""
     curves = []
     for run in runs:
-        pairs = [(run.compute(step), value) for step, value in column.series(run)]
-        if points := [(x, value) for x, value in pairs if x]:
+        points = [(compute, value) for step, value in metric.series(run) if (compute := run.compute(step))]
+        if points:
             curves.append((run, points))
+    finished = _finished([run for run, _ in curves])
+    law, note = _fit(
+        [points[-1] for run, points in curves if run in finished], "C", "the finished runs' ends"
+    )
+    title, x = " against training compute", "training compute (MACs: 3 x forward x images)"
+    return _plot("compute", runs, metric, curves, title=title, x=x, law=law, notes=[note], log_x=True)
+
+
+def cost_plot(runs: Sequence[Run], metric: Metric) -> Plot | None:
+    """A metric against the cost of a forward pass, at the last step for which all finished runs have it.
+
+    A run that was stopped early would move all of them to its step. If none is finished, all are shown.
+    """
+    measured = [(run, run.gmacs, series) for run in runs if run.gmacs and (series := metric.series(run))]
+    finished = _finished([run for run, _, _ in measured])
+    shown = [(run, gmacs, dict(series)) for run, gmacs, series in measured if run in finished]
+    common = set.intersection(*(set(series) for _, _, series in shown)) if shown else set()
+    when = f"at step {max(common):,}" if common else "at each run's last step, since they have none in common"
+    curves = [(run, [(gmacs, series[max(common or series)])]) for run, gmacs, series in shown]
+    law, note = _fit([point for _, (point,) in curves], "G", "the points")
+    notes = [note]
+    if len(shown) < len(measured):
+        notes.append(f"{len(measured) - len(shown)} unfinished runs are left out.")
+    title, x = f" against the network's cost, {when}", "forward pass (GMACs for an image)"
+    return _plot("gmacs", runs, metric, curves, title=title, x=x, law=law, notes=notes, log_x=True)
+
+
+def _plot(
+    name: str,
+    runs: Sequence[Run],
+    metric: Metric,
+    curves: Sequence[tuple[Run, Curve]],
+    *,
+    title: str,
+    x: str,
+    markers: int = 1,
+    law: Curve = (),
+    notes: Sequence[str] = (),
+    log_x: bool = False,
+) -> Plot | None:
+    """The plot of a curve for each run, or None without any.
+
+    A run looks alike in all plots: its place in the list decides its colour, line and marker.
+    title: the text after the metric's name. x: the label of the horizontal axis; log_x: it may be
+        logarithmic.
+    markers: about how many a curve has; its last point always has one. law: a power law's points.
+    """
     if not curves:
         return None
-    figure, axes = _figure("training compute (GMACs: 3 x forward x images)", _label(column))
-    for run, points in curves:
-        _draw(axes, runs, run, [x for x, _ in points], [y for _, y in points], line=True)
-    counted = _finished([run for run, _ in curves])
-    ends = [points[-1] for run, points in curves if run in counted]
-    note = _draw_fit(axes, ends, "C", "the finished runs' ends")
-    _finish(axes, [x for _, points in curves for x, _ in points], "x")
-    _finish(axes, [y for _, points in curves for _, y in points], "y")
-    return Plot(
-        "compute", f"{_title(column)} against training compute", figure, [*note, *_protocol_note(column)]
-    )
-
-
-def gmacs_plot(runs: Sequence[Run], column: Column) -> Plot | None:
-    """A metric against the cost of a forward pass, at the last step that all finished runs have it for.
-
-    One that was stopped early would put them all to its step. Where none is finished all are shown.
-    """
-    having = [run for run in runs if run.cost and column.series(run)]
-    counted = _finished(having)
-    found = [(run, run.cost.gmacs, column.series(run)) for run in counted if run.cost]
-    if not found:
-        return None
-    common = set.intersection(*({step for step, _ in series} for _, _, series in found))
-    at = max(common, default=None)
-    points = [(run, x, dict(series)[at] if at is not None else series[-1][1]) for run, x, series in found]
-    figure, axes = _figure("forward pass (GMACs for an image)", _label(column))
-    for run, x, y in points:
-        _draw(axes, runs, run, [x], [y], line=False)
-    note = _draw_fit(axes, [(x, y) for _, x, y in points], "G", "the points")
-    if len(counted) < len(having):
-        note.append(f"{len(having) - len(counted)} runs that are not finished are left out.")
-    _finish(axes, [x for _, x, _ in points], "x")
-    _finish(axes, [y for _, _, y in points], "y")
-    when = f"at step {at:,}" if at is not None else "at each run's last step, since they have none in common"
-    return Plot(
-        "gmacs",
-        f"{_title(column)} against the network's cost, {when}",
-        figure,
-        [*note, *_protocol_note(column)],
-    )
-
-
-def _figure(x: str, y: str) -> tuple[Figure, Axes]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.0))
         axes = figure.add_subplot()
+    label = metric.kind.label
     axes.set_xlabel(x)
-    axes.set_ylabel(_verbatim(y))
+    axes.set_ylabel(_verbatim(label))
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    for run, points in curves:
+        place = runs.index(run)
+        turn = place // len(COLOURS)
+        every = max(1, len(points) // markers)
+        axes.plot(
+            *zip(*points),
+            color=COLOURS[place % len(COLOURS)],
+            linestyle=LINES[turn % len(LINES)] if len(points) > 1 else "none",
+            marker=MARKERS[(place + turn) % len(MARKERS)],
+            markevery=list(range(len(points) - 1, -1, -every)),
+            linewidth=1.4,
+            markersize=6,
+            label=_verbatim(run.name) if place < LISTED else None,
+        )
+    if law:
+        axes.plot(*zip(*law), color="#444444", linewidth=1.3, linestyle=(0, (1, 1.5)), label="power law")
+    if log_x:
+        axes.xaxis.set_major_formatter(PLAIN)
+        _scale(axes, "x", [x for _, points in curves for x, _ in points])
+    _scale(axes, "y", [y for _, points in curves for _, y in points])
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
+    note = metric.footnote
+    return Plot(
+        name,
+        f"{label[0].upper()}{label[1:]}{metric.title.removeprefix(metric.name)}{title}",
+        figure,
+        [*notes, *([f"Protocol ({note.letter}) of {note.evaluations}, as listed above."] if note else [])],
+    )
 
 
-def _draw(
-    axes: Axes,
-    runs: Sequence[Run],
-    run: Run,
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    line: bool,
-    marks: int = 1,
-) -> None:
-    """A run looks alike in all figures: its place in the list decides colour, line and marker.
-
-    marks: about how many points have a marker; the last has one always.
-    """
-    place = runs.index(run)
-    turn = place // len(COLOURS)
-    every = max(1, len(x) // marks)
-    axes.plot(
-        x, y,
-        color=COLOURS[place % len(COLOURS)],
-        linestyle=LINES[turn % len(LINES)] if line else "none",
-        marker=MARKERS[(place + turn) % len(MARKERS)],
-        markevery=sorted({*range(every - 1, len(x), every), len(x) - 1}),
-        linewidth=1.4, markersize=6,
-        label=_verbatim(run.name) if place < IN_LEGEND else None,
-    )  # fmt: skip
+def _scale(axes: Axes, which: str, values: Sequence[float]) -> None:
+    """Makes an axis logarithmic if its values spread, with plain numbers if they span few decades."""
+    if min(values) <= 0 or (spread := max(values) / min(values)) < DECADE:
+        return
+    axes.set(**{f"{which}scale": "log"})
+    if spread < FEW_DECADES:
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_major_formatter(PLAIN)
+        # Labels of many decades would run into each other.
+        axis.set_minor_locator(LogLocator(subs=(2, 3, 5) if spread < 30 else (3,)))
+        axis.set_minor_formatter(PLAIN)
+        axis.set_tick_params(which="both", length=3.5, pad=3.5)  # labels on one line
 
 
-def _finished(runs: Sequence[Run]) -> Sequence[Run]:
-    """Those that have come to their end; all where none has."""
-    return [run for run in runs if run.state.name == "finished"] or runs
-
-
-def _draw_fit(axes: Axes, points: Sequence[tuple[float, float]], symbol: str, through: str) -> list[str]:
-    """Draws the power law and says what it is, or why there is none."""
+def _fit(points: Curve, symbol: str, through: str) -> tuple[Curve, str]:
+    """The power law's points, and a sentence with its formula or the reason why there is none."""
     law = fit_power_law([x for x, _ in points], [y for _, y in points])
     if law is None:
-        return [
-            f"No power law: it takes three points of positive values, of different cost ({len(points)} here)."
-        ]
+        needs = "it takes three points of positive values, of different cost"
+        return (), f"No power law: {needs} ({len(points)} here)."
     low, high = min(x for x, _ in points), max(x for x, _ in points)
     xs = [low * (high / low) ** (i / 60) for i in range(61)]
-    axes.plot(
-        xs, [law(x) for x in xs], color="#444444", linewidth=1.3, linestyle=(0, (1, 1.5)), label="power law"
-    )
-    return [describe(law, symbol, through)]
-
-
-def describe(law: PowerLaw, symbol: str, through: str) -> str:
-    """A fit in one sentence."""
-    return (
+    return [(x, law(x)) for x in xs], (
         f"Power law through {through}: {law.factor:.4g} * {symbol}^({law.exponent:.4g}), "
         f"R\N{SUPERSCRIPT TWO} = {law.r_squared:.3f} of the logarithms, {law.points} points, where {symbol} is the "
         "horizontal axis."
     )
 
 
-def _finish(axes: Axes, values: list[float], which: str) -> None:
-    """Logarithmic where values spread; with plain numbers, also between the powers of ten if there are few."""
-    if min(values) > 0 and (spread := max(values) / min(values)) >= DECADE:
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        if spread < FEW_DECADES:
-            axis = axes.xaxis if which == "x" else axes.yaxis
-            axis.set_major_formatter(PLAIN)
-            # Labels of many decades would run into each other.
-            axis.set_minor_locator(LogLocator(subs=(2, 3, 5) if spread < 30 else (3,)))
-            axis.set_minor_formatter(PLAIN)
-            axis.set_tick_params(which="both", length=3.5, pad=3.5)  # labels on one line
-    handles = axes.get_legend_handles_labels()[0]
-    if handles:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
-
-
-def _label(column: Column) -> str:
-    return NAMES.get(column.metric, column.metric)
-
-
-def _title(column: Column) -> str:
-    name = _label(column)
-    name = name[0].upper() + name[1:]
-    return name if column.protocol is None else f"{name} ({column.protocol.letter})"
+def _finished(runs: Sequence[Run]) -> Sequence[Run]:
+    """The finished runs, or all if none is finished."""
+    return [run for run in runs if run.state.name == "finished"] or runs
 
 
 def _verbatim(text: str) -> str:
-    """Text of a run, in which a dollar is no formula."""
+    """Text of a run, in which a dollar does not begin a formula."""
     return text.replace("$", r"\$")
 
 
-def _protocol_note(column: Column) -> list[str]:
-    protocol = column.protocol
-    return (
-        []
-        if protocol is None
-        else [f"Protocol ({protocol.letter}) of {protocol.evaluation}, as listed above."]
-    )
-
-
-def _averaged(series: Series) -> list[tuple[float, float]]:
+def _averaged(series: Series) -> Curve:
     """At most POINTS means of neighbours."""
     size = -(-len(series) // POINTS)
     parts = [series[i : i + size] for i in range(0, len(series), size)]
     return [(sum(s for s, _ in part) / len(part), sum(v for _, v in part) / len(part)) for part in parts]
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = factor * x^exponent. r_squared: R^2 of the fit in logarithms. points: the number of fitted points."""
+
+    factor: float
+    exponent: float
+    r_squared: float
+    points: int
+
+    def __call__(self, x: float) -> float:
+        return float(self.factor * x**self.exponent)
+
+
+def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
+    """The power law, or None for fewer than three points, values that are not positive, or a single x."""
+    if len(x) < 3 or min(*x, *y) <= 0 or not all(map(math.isfinite, (*x, *y))):
+        return None
+    log_x, log_y = np.log(np.asarray(x, dtype=float)), np.log(np.asarray(y, dtype=float))
+    centred = log_x - log_x.mean()
+    if not np.any(np.abs(centred) > 1e-9):
+        return None
+    exponent = float(centred @ log_y / (centred @ centred))
+    offset = float(log_y.mean() - exponent * log_x.mean())
+    left = log_y - (offset + exponent * log_x)
+    total = float(np.square(log_y - log_y.mean()).sum())
+    r_squared = 1 - float(np.square(left).sum()) / total if total > 0 else 1.0
+    return PowerLaw(math.exp(offset), exponent, r_squared, len(x))

@@ -1,6 +1,5 @@
-"""What a run folder says of its run; only YAML, JSON and CSV are read, and nothing that can hold code."""
+"""Run folders. Only YAML, JSON and CSV are read, so that a run of unknown origin cannot execute code."""
 
-import csv
 import json
 import math
 import re
@@ -11,207 +10,169 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from rfdit.eval.records import EvaluationRecord, read_evaluations
+from rfdit.reporting.cost import read_cost
+from rfdit.run.folder import read_metrics, read_overrides
+from rfdit.run.state import FAILED, FINISHED, RunState, read_state
+from rfdit.storage.untrusted import read_yaml, reading
 
-from rfdit.eval.protocol import EvalProtocol
-from rfdit.eval.records import read_records
-from rfdit.reporting.cost import Cost, cost_of
-from rfdit.training.metrics_csv import read_metrics
-from rfdit.training.run_state import FAILED, FINISHED, RunState, read_state
-
-RUN_FILES = ("config.yaml", FAILED, FINISHED)  # any of them makes a folder a run's
-PRINTED = 0.1  # the share of a run's last steps over which its training loss is averaged
-PERSONAL = ("run_dir=", "ckpt=last")  # overrides that say where a run is, not what it is
+RUN_FILES = ("config.yaml", FAILED, FINISHED)  # any of them makes a folder a run folder
+PLACES = ("run_dir=", "ckpt=last")  # overrides that say where a run is, not what it is
 Series = list[tuple[int, float]]  # (steps done, value)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One line of evaluations.jsonl."""
-
-    name: str
-    step: int
-    values: dict[str, float]
-    protocol: EvalProtocol
-
-
-@dataclass(frozen=True)
 class Run:
-    """One run.
+    """A run, as its folder describes it.
 
-    name: the folder, relative to that of the report. batch: images in an optimiser step, over all devices.
-    curves: what was logged, by name. grids: sheets of samples, by step. cost: None where it is not known.
+    name: the folder, relative to that of the report. overrides: without those that name places.
+    git: commit and state of the code at the last start, empty if unknown.
+    parameters, gmacs: size and cost of the network; None if unknown.
+    batch: images in an optimiser step, over all devices. curves: logged values, by name.
+    sheets: PNG files of samples, by step.
     """
 
     name: str
-    folder: Path
     state: RunState
     overrides: list[str]
     config: dict[str, Any]
-    environment: dict[str, Any]
-    cost: Cost | None
+    git: dict[str, Any]
+    parameters: int | None
+    gmacs: float | None
     batch: int
     curves: dict[str, Series]
-    evaluations: list[Evaluation]
-    grids: dict[int, Path]
+    evaluations: list[EvaluationRecord]
+    sheets: dict[int, Path]
 
     @property
     def steps(self) -> int:
-        """Steps done, as far as was logged."""
+        """Steps done, as far as they were logged."""
         if self.state.step is not None:
             return self.state.step
         return max((series[-1][0] for series in self.curves.values()), default=0)
 
     @property
+    def max_steps(self) -> int | None:
+        return (self.config.get("trainer") or {}).get("max_steps")
+
+    @property
     def images_per_second(self) -> float | None:
-        """The median of what was logged: a pause does not change it."""
-        series = self.curves.get("speed/images_per_second")
-        return statistics.median(value for _, value in series) if series else None
-
-    @property
-    def train_loss(self) -> float | None:
-        """The mean over the last tenth of the logged steps; one step's loss depends on its times."""
-        series = self.curves.get("train/loss")
-        return statistics.mean(v for _, v in series[-math.ceil(PRINTED * len(series)) :]) if series else None
-
-    @property
-    def val_loss(self) -> float | None:
-        series = self.curves.get("val/loss")
-        return series[-1][1] if series else None
+        """The median of the logged speed, which a pause does not change."""
+        speeds = [value for _, value in self.curves.get("speed/images_per_second", [])]
+        return statistics.median(speeds) if speeds else None
 
     def compute(self, steps: int) -> float | None:
-        """GMACs of training up to a step: three forward passes' worth for each image."""
-        return None if self.cost is None else 3 * self.cost.gmacs * self.batch * steps
+        """Multiply-adds of training up to a step: three forward passes' worth for each image."""
+        return None if self.gmacs is None else 3e9 * self.gmacs * self.batch * steps
 
     @property
     def command(self) -> str:
-        """What makes the run again, in a folder of its own."""
-        kept = [override for override in self.overrides if not override.startswith(PERSONAL)]
-        return shlex.join(["python", "train.py", *kept])
+        """The command that makes the run again, in a folder of its own."""
+        return shlex.join(["python", "train.py", *self.overrides])
 
     @property
     def settings(self) -> dict[str, str]:
         """The overrides by their keys."""
-        pairs = (o.partition("=") for o in self.overrides if not o.startswith(PERSONAL))
+        pairs = (override.lstrip("+").partition("=") for override in self.overrides)
         return {key: value for key, _, value in pairs}
 
 
-def find_runs(root: Path) -> list[Path]:
-    """The run folders under a folder, itself included, in natural order; hidden folders are left out.
+def read_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """The runs below a folder in natural order, and a sentence for each one that cannot be read.
 
-    Raises ValueError if there is no such folder, or no run in it.
+    Hidden folders are left out. Raises ValueError if there is no run that can be read.
     """
     if not root.is_dir():
-        raise ValueError(f"runs={root} is no folder; give the folder of a sweep, or of one run")
+        raise ValueError(f"runs={root} is not a folder; give the folder of a sweep, or of one run")
     files = (file for name in RUN_FILES for file in root.rglob(name))
     folders = {f.parent for f in files if not any(p.startswith(".") for p in f.relative_to(root).parts)}
     if not folders:
-        raise ValueError(f"runs={root} holds no run: nowhere below it is a config.yaml that train.py writes")
-    return sorted(folders, key=lambda folder: _natural(str(folder)))
+        raise ValueError(f"runs={root} holds no run: no folder below it has a config.yaml of train.py")
+    runs, unread = [], []
+    for folder in sorted(folders, key=_natural):
+        try:
+            runs.append(read_run(folder, root))
+        except (ValueError, OSError) as error:
+            unread.append(str(error))
+    if not runs:
+        raise ValueError(f"runs={root} holds no run that can be read: {unread[0]}")
+    return runs, unread
 
 
 def read_run(folder: Path, root: Path) -> Run:
-    """Raises ValueError or OSError, in one sentence, for a folder that cannot be read."""
+    """The run in a folder. Raises ValueError, in one sentence, or OSError if it cannot be read."""
     state = read_state(folder)
     assert state is not None
-    config = _read_config(folder / "config.yaml")
-    if not config and state.name != "failed":  # what fails early has no configuration yet
+    file = folder / "config.yaml"
+    config = (read_yaml(file) or {}) if file.exists() else {}
+    with reading(f"{file} cannot be read"):
+        batch = _batch(config)
+        parameters, gmacs = read_cost(config) if config else (None, None)
+    if not config and state.name != "failed":  # a run that fails early has no configuration yet
         raise ValueError(f"{folder} has no config.yaml")
-    lines = _read_jsonl(folder / "environment.jsonl")
-    overrides = folder / "overrides.txt"
     return Run(
         name=str(folder.relative_to(root)) if folder != root else folder.resolve().name,
-        folder=folder,
         state=state,
-        overrides=overrides.read_text().splitlines() if overrides.exists() else [],
+        overrides=_read_overrides(folder),
         config=config,
-        environment=lines[-1] if lines else {},
-        cost=cost_of(config) if config else None,
-        batch=_batch(config),
+        git=_read_git(folder / "environment.jsonl"),
+        parameters=parameters,
+        gmacs=gmacs,
+        batch=batch,
         curves=_read_curves(folder / "metrics.csv", state.step),
-        evaluations=[_evaluation(record, folder) for record in read_records(folder)],
-        grids={int(f.stem.removeprefix("step_")): f for f in sorted(folder.glob("samples/step_[0-9]*.png"))},
+        evaluations=read_evaluations(folder),
+        sheets={
+            int(f.stem.removeprefix("step_")): f
+            for f in sorted(folder.glob("samples/step_*.png"))
+            if re.fullmatch(r"step_\d{1,15}", f.stem)
+        },
     )
 
 
-def swept_settings(runs: list[Run]) -> list[str]:
-    """The names of the settings in which runs differ."""
-    names = sorted({name for run in runs for name in run.settings})
-    known = [run for run in runs if run.overrides]  # a run that failed early says nothing
-    return [name for name in names if len({run.settings.get(name) for run in known}) > 1]
+def _lines(file: Path) -> list[str]:
+    """The lines of a text; [] without the file."""
+    with reading(f"{file} cannot be read"):
+        return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is no configuration of train.py's")
-    return config
+def _read_overrides(folder: Path) -> list[str]:
+    """The overrides without those that name places."""
+    with reading(f"{folder / 'overrides.txt'} cannot be read"):
+        return [override for override in read_overrides(folder) if not override.startswith(PLACES)]
 
 
 def _batch(config: Mapping[str, Any]) -> int:
     trainer, data = config.get("trainer") or {}, config.get("data") or {}
     counts = (trainer.get(name, 1) for name in ("devices", "num_nodes", "accumulate_grad_batches"))
-    try:
-        return math.prod((*map(int, counts), int(data.get("batch_size", 1))))
-    except (TypeError, ValueError):
-        raise ValueError("config.yaml does not say how many images a step has") from None
+    return math.prod((*map(int, counts), int(data.get("batch_size", 1))))
 
 
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """A kill may have cut the last line, which is left out; raises ValueError for any other damage."""
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = []
-    for number, line in enumerate(lines, 1):
+def _read_git(file: Path) -> dict[str, Any]:
+    """The commit of the last start that was recorded whole: a kill may have cut the last line."""
+    for line in reversed(_lines(file)):
         try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            if number < len(lines):
-                raise ValueError(f"{file} is damaged in line {number}") from None
-    return found
-
-
-def _evaluation(record: dict[str, Any], folder: Path) -> Evaluation:
-    """Numbers that are none (NaN) are left out."""
-    try:
-        numbers = {k: float(v) for k, v in record["values"].items() if math.isfinite(v)}
-        protocol = EvalProtocol.from_dict(record["protocol"])
-        return Evaluation(str(record["name"]), int(record["step"]), numbers, protocol)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder}/evaluations.jsonl has a line that is no evaluation: {error}") from None
+            return dict(json.loads(line)["git"] or {})
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return {}
 
 
 def _read_curves(file: Path, end: int | None) -> dict[str, Series]:
-    """Finite values by name; a step's number there is that before it was done.
+    """Finite values by name, at the number of steps done, which is one more than the logged step.
 
-    end: the run's last step, if it is known; the validation after it may be logged as of the next one.
+    end: the run's last step, if it is known; the validation after it may be logged at the next one.
     """
     curves: dict[str, Series] = {}
-    try:
-        rows = read_metrics(file)
-        for number, row in enumerate(rows, 1):
-            try:
-                if None in row.values():
-                    raise ValueError("a line is too short")
-                step = int(row.pop("step")) + 1
-                step = step if end is None else min(step, end)
-                values = {name: float(value) for name, value in row.items() if value}
-            except (ValueError, TypeError):
-                if number < len(rows):
-                    raise
-                continue  # a kill may have cut the last line
+    with reading(f"{file} cannot be read"):
+        for row in read_metrics(file):
+            step = int(row.pop("step")) + 1
+            values = {name: float(value) for name, value in row.items() if value != ""}
             for name, value in values.items():
                 if math.isfinite(value):
-                    curves.setdefault(name, []).append((step, value))
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{file} is damaged: {error!r}") from None
+                    curves.setdefault(name, []).append((step if end is None else min(step, end), value))
     return curves
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts p2 before p10."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+def _natural(folder: Path) -> list[tuple[int, str]]:
+    """A key that sorts p2 before p10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(folder))]

@@ -1,82 +1,115 @@
-"""The runs as rows: for the page, and as CSV."""
+"""The runs as a table: one column per setting, number and metric."""
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rfdit.reporting.metrics import Column
+from matplotlib.ticker import EngFormatter
+
+from rfdit.reporting.metrics import Metric
 from rfdit.reporting.runs import Run
+from rfdit.reporting.settings import swept_settings, value_of
 
-Value = str | float | int | None
+# Settings of logging and data loading, which come after a run's numbers.
+SECONDARY = ("callbacks.", "logger.", "data.num_workers")
 
 
 @dataclass(frozen=True)
-class Head:
-    """A column's title, its unit or what it means, and how many digits its numbers have."""
+class Column:
+    """A column of the table.
+
+    value: the entry of a run, None where it has none. unit, meaning: of the entries.
+    shown: a number as the page shows it; None for a column of text.
+    better: 1 where the highest number is the best, -1 where the lowest is, 0 where none is.
+    """
 
     title: str
+    value: Callable[[Run], Any]
+    unit: str = ""
     meaning: str = ""
-    form: str = ""
+    shown: Callable[[Any], str] | None = None
+    better: int = 0
+
+    def plain(self, run: Run) -> str:
+        """The entry in full, for sorting and CSV."""
+        value = self.value(run)
+        return "" if value is None else str(value)
+
+    def formatted(self, run: Run) -> str:
+        """The entry as the page shows it."""
+        value = self.value(run)
+        if value is None or value == "":
+            return "\N{EN DASH}"
+        return str(value) if self.shown is None else self.shown(value)
+
+    def best(self, runs: Sequence[Run]) -> str | None:
+        """The best entry in full; None for a column without one, or with fewer than two entries."""
+        values = [value for run in runs if (value := self.value(run)) is not None]
+        if self.better == 0 or len(values) < 2:
+            return None
+        return str(max(values, key=lambda value: self.better * value))
 
 
-NAMES = (Head("run"), Head("state"))
-NUMBERS = (
-    Head("parameters", "of backbone and conditioner", ",d"),
-    Head("GMACs", "10^9 multiply-adds of a forward pass on an image", ".4g"),
-    Head("img/s", "median of what was logged while training", ".4g"),
-    Head("steps", "optimiser steps done", ",d"),
-    Head("compute", "GMACs of training: 3 x forward x images", ".4g"),
-    Head("train loss", "mean of the last tenth of the logged steps", ".4f"),
-    Head("val loss", "the last", ".4f"),
-)
-
-
-# Settings of how a run is watched and fed, which stand behind what came of it.
-ASIDE = ("callbacks.", "logger.", "data.num_workers")
-
-
-def heads(swept: Sequence[str], columns: Sequence[Column]) -> list[Head]:
-    """Those of every report, one for each setting in which runs differ, and one for each metric and protocol."""
-    before, after = _around(swept)
-    metrics = (Head(column.title, "the last; protocol below", ".4g") for column in columns)
-    return [*NAMES, *map(_setting, before), *NUMBERS, *metrics, *map(_setting, after)]
-
-
-def _setting(name: str) -> Head:
-    return Head(name, "as it was set; nothing where it was not")
-
-
-def _around(swept: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The settings that stand before the numbers, and those behind them."""
-    aside = [name for name in swept if name.startswith(ASIDE)]
-    return [name for name in swept if name not in aside], aside
-
-
-def row(run: Run, swept: Sequence[str], columns: Sequence[Column]) -> list[Value]:
-    """A run's values, in the order of `heads`; None where it has none."""
-    before, after = _around(swept)
-    last = [series[-1][1] if (series := column.series(run)) else None for column in columns]
+def make_columns(runs: Sequence[Run], metrics: Sequence[Metric]) -> list[Column]:
+    """Columns of every report, of each setting in which runs differ, and of each metric."""
+    settings = swept_settings(runs)
     return [
-        run.name,
-        run.state.name,
-        *map(run.settings.get, before),
-        run.cost.parameters if run.cost else None,
-        run.cost.gmacs if run.cost else None,
-        run.images_per_second,
-        run.steps,
-        run.compute(run.steps),
-        run.train_loss,
-        run.val_loss,
-        *last,
-        *map(run.settings.get, after),
+        Column("run", lambda run: run.name),
+        Column("state", lambda run: run.state.name),
+        *(_setting(name, runs) for name in settings if not name.startswith(SECONDARY)),
+        Column("parameters", lambda run: run.parameters, "number", "of backbone and conditioner", prefixed),
+        Column("forward pass", lambda run: run.gmacs, "GMACs/image", "10^9 multiply-adds", "{:.4g}".format),
+        Column("speed", lambda run: run.images_per_second, "images/s", "median in training", "{:.4g}".format),
+        Column("steps", lambda run: run.steps, "updates", "of the weights", "{:,d}".format),
+        Column("compute", lambda run: run.compute(run.steps), "MACs", "3 x forward x images", prefixed),
+        *map(_metric, metrics),
+        *(_setting(name, runs) for name in settings if name.startswith(SECONDARY)),
     ]
 
 
-def as_csv(titles: Sequence[Head], rows: Sequence[Sequence[Value]]) -> str:
-    """Numbers in full; nothing where there is none."""
+def varying(columns: Sequence[Column], runs: Sequence[Run]) -> tuple[list[Column], list[Column]]:
+    """The columns for the page: those in which runs differ, and those with one entry for all runs.
+
+    Columns without an entry are in neither; of a single run all others are in the first.
+    """
+    filled = [column for column in columns if any(column.plain(run) for run in runs)]
+    alike = [c for c in filled if len(runs) > 1 and len({c.plain(run) for run in runs}) == 1]
+    return [column for column in filled if column not in alike], alike
+
+
+def write_csv(columns: Sequence[Column], runs: Sequence[Run]) -> str:
+    """The table as CSV, with numbers in full and empty fields where a run has none."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([head.title for head in titles])
-    writer.writerows([["" if value is None else value for value in values] for values in rows])
+    writer.writerow([column.title for column in columns])
+    writer.writerows([column.plain(run) for column in columns] for run in runs)
     return buffer.getvalue()
+
+
+def _setting(name: str, runs: Sequence[Run]) -> Column:
+    """Sorted by number if all of its values are numbers."""
+    values = [value for run in runs if (value := value_of(run, name)) is not None]
+    if all(type(value) in (int, float) for value in values):
+        return Column(name, lambda run: value_of(run, name), "setting", shown="{:.6g}".format)
+
+    def text(run: Run) -> str | None:
+        value = value_of(run, name)
+        return value if isinstance(value, str | None) else json.dumps(value)
+
+    return Column(name, text, "setting")
+
+
+def _metric(metric: Metric) -> Column:
+    meaning = "mean of the last tenth" if metric.name == "train/loss" else "last value"
+    if metric.footnote:
+        meaning += "; its protocol is below"
+    unit, better = metric.kind.unit, metric.kind.better
+    return Column(metric.title, metric.last, unit, meaning, "{:.4g}".format, better)
+
+
+def prefixed(value: float) -> str:
+    """Four digits and an SI prefix: 32.96M."""
+    return EngFormatter(sep="")(float(f"{value:.4g}"))

@@ -1,20 +1,15 @@
-"""How noise becomes latents: solvers, time grids, guidance, and the loop that they serve."""
+"""From noise to data: solvers, time grids, guidance, and the loop that integrates a velocity field."""
 
 from rfdit.sampler.corrections import AdaptiveProjected, CFGRescale, CFGZeroStar
+from rfdit.sampler.ddpm import DDPM
 from rfdit.sampler.dopri5 import Dopri5
-from rfdit.sampler.grids import (
-    CosineGrid,
-    CustomGrid,
-    LastStepGrid,
-    ResolutionGrid,
-    TimeGrid,
-    UniformGrid,
-)
 from rfdit.sampler.guidance import (
     Autoguidance,
     ClassifierFree,
     Guidance,
     GuidanceInterval,
+    HasGuide,
+    HasScale,
     NoGuidance,
     ThreeChannel,
 )
@@ -28,11 +23,32 @@ from rfdit.sampler.sde import (
     SigmaDiffusion,
     SineDiffusion,
 )
-from rfdit.sampler.solvers import RK4, Euler, Heun, Midpoint, Solver, StochasticSolver, VelocityField
+from rfdit.sampler.solvers import (
+    RK4,
+    AdaptiveSolver,
+    Euler,
+    Heun,
+    Midpoint,
+    ReadsNetwork,
+    Solver,
+    StochasticSolver,
+    VelocityField,
+)
+from rfdit.sampler.time_grids import (
+    CosineGrid,
+    CustomGrid,
+    LastStepGrid,
+    ResolutionGrid,
+    RespacedGrid,
+    TimeGrid,
+    UniformGrid,
+)
 
 __all__ = [
+    "DDPM",
     "RK4",
     "AdaptiveProjected",
+    "AdaptiveSolver",
     "Autoguidance",
     "CFGRescale",
     "CFGZeroStar",
@@ -47,12 +63,16 @@ __all__ = [
     "EulerMaruyama",
     "Guidance",
     "GuidanceInterval",
+    "HasGuide",
+    "HasScale",
     "Heun",
     "LastStepGrid",
     "Midpoint",
     "NoGuidance",
     "Pipeline",
+    "ReadsNetwork",
     "ResolutionGrid",
+    "RespacedGrid",
     "Sampler",
     "SigmaDiffusion",
     "SineDiffusion",

@@ -1,6 +1,5 @@
-"""The conditions of many pictures, each distinct caption encoded once."""
+"""The conditions of many images, each distinct caption encoded once."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import cast
 
@@ -8,19 +7,20 @@ import torch
 
 from rfdit.batch import Condition
 from rfdit.conditioning import Conditioner
+from rfdit.storage.lru import LRU
 
-KEPT_GROUPS = 16  # of encoded inputs; what 50,000 different captions become would not fit
+KEPT_GROUPS = 16  # groups of encoded inputs; those of 50,000 different captions would not fit into memory
 
 
 class Conditions:
-    """What the network reads for inputs out of a known list, and what guidance moves away from.
+    """Encodes inputs from a known list, and the condition that guidance moves away from.
 
-    inputs: captions or labels of all pictures to come.
+    inputs: captions or labels of all images to come.
     negative: a caption to move away from; None is the null condition.
-    guide: the second conditioner of autoguidance, which moves away from what its own network says of
-        the same inputs.
-    group: how many distinct inputs are encoded together. Groups follow the list alone, so that an
-        input's condition does not depend, even in its rounding, on which pictures are asked for.
+    group: the number of distinct inputs that are encoded together. Groups follow the list alone, so
+        that the condition of an input does not depend, even in its rounding, on the batch.
+    guide: the conditioner of the second network of autoguidance, which moves away from the velocity of
+        that network under the same inputs.
     """
 
     def __init__(
@@ -35,24 +35,24 @@ class Conditions:
     ) -> None:
         self.conditioner, self.negative, self.group, self.device = conditioner, negative, group, device
         self._distinct = list(dict.fromkeys(inputs))
-        self._places = {given: i for i, given in enumerate(self._distinct)}
-        self._groups: OrderedDict[int, Condition] = OrderedDict()
+        self._index = {given: i for i, given in enumerate(self._distinct)}
+        self._groups: LRU[int, Condition] = LRU(KEPT_GROUPS)
         self._away: Condition | None = None
         self._guide: Conditions | None = None
         if guide is not None:
             self._guide = Conditions(guide, inputs, negative=None, group=group, device=device)
 
     def __call__(self, inputs: Sequence[str | int]) -> Condition:
-        """One row per input; raises KeyError for one that is not in the list."""
-        places = [self._places[given] for given in inputs]
-        wanted = sorted({place // self.group for place in places})
-        encoded = Condition.join([self._encoded(number) for number in wanted])
-        starts = {number: i * self.group for i, number in enumerate(wanted)}
-        rows = [starts[place // self.group] + place % self.group for place in places]
+        """The conditions of inputs, one row each; raises KeyError for one that is not in the list."""
+        indices = [self._index[given] for given in inputs]
+        groups = sorted({index // self.group for index in indices})
+        encoded = Condition.join([self._encoded(number) for number in groups])
+        starts = {number: i * self.group for i, number in enumerate(groups)}
+        rows = [starts[index // self.group] + index % self.group for index in indices]
         return encoded.map(lambda tensor: tensor[rows])
 
     def away(self, inputs: Sequence[str | int]) -> Condition:
-        """The negative or null condition, or the guide's of the same inputs; one row per input."""
+        """The negative or null condition, or that of the guide for the same inputs; one row per input."""
         if self._guide is not None:
             return self._guide(inputs)
         if self._away is None:
@@ -64,12 +64,11 @@ class Conditions:
         return self._away.expand(len(inputs))
 
     def _encoded(self, number: int) -> Condition:
-        """A group's conditions, computed now or of late."""
-        if number not in self._groups:
-            if len(self._groups) == KEPT_GROUPS:
-                self._groups.popitem(last=False)
+        """The conditions of a group, from the cache or computed now."""
+
+        def encode() -> Condition:
             start = number * self.group
             inputs = cast(list[str], self._distinct[start : start + self.group])  # or all of them int
-            self._groups[number] = self.conditioner(inputs, device=self.device)
-        self._groups.move_to_end(number)
-        return self._groups[number]
+            return self.conditioner(inputs, device=self.device)
+
+        return self._groups.get_or_make(number, encode)

@@ -1,29 +1,34 @@
-"""The method of Dormand and Prince, which chooses its own steps (J. Comput. Appl. Math. 6, 1980)."""
+"""The adaptive method of Dormand and Prince (J. Comput. Appl. Math. 6, 1980)."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from rfdit.batch import Latent
+from rfdit.limits import Count, NotNegative
 from rfdit.sampler.solvers import VelocityField
 
 
 class Dopri5:
-    """Fifth order with an estimate of its error: as many evaluations as the tolerances ask for.
+    """Dormand-Prince 5(4), RK45: order 5 with an embedded error estimate, which chooses the inner steps.
 
-    rtol, atol: each inner step's error, root mean square over a sample, is at most atol + rtol |z|.
+    rtol, atol: the error of an inner step, root mean square over a sample, is at most atol + rtol |z|.
         All samples of a batch share the steps that the most difficult of them needs.
-    max_evaluations: of one outer step. Raises ValueError beyond it, so that no rough field runs forever.
+    max_evaluations: limit for one outer step; ValueError beyond it, so that no rough field runs forever.
     """
 
-    def __init__(self, *, rtol: float = 1e-4, atol: float = 1e-4, max_evaluations: int = 1000) -> None:
-        if rtol < 0 or atol < 0 or rtol + atol == 0:
+    def __init__(
+        self, *, rtol: NotNegative = 1e-4, atol: NotNegative = 1e-4, max_evaluations: Count = 1000
+    ) -> None:
+        if not (rtol >= 0 and atol >= 0 and 0 < rtol + atol < math.inf):
             raise ValueError(
                 f"sampler.solver.rtol={rtol}, atol={atol} must not be negative, and one of them positive"
             )
         self.rtol, self.atol, self.max_evaluations = rtol, atol, max_evaluations
 
     def step(self, field: VelocityField, z: Latent, t: Tensor, t_next: Tensor) -> Latent:
-        from torchdiffeq import odeint  # brings scipy, which other solvers need not wait for
+        from torchdiffeq import odeint  # imports scipy, which other solvers do not need
 
         evaluations = 0
 
@@ -47,5 +52,5 @@ class Dopri5:
 
 
 def _largest_rms(x: Tensor) -> Tensor:
-    """The root mean square of the sample where it is largest."""
+    """The largest root mean square of a sample."""
     return x.flatten(1).square().mean(1).sqrt().max()

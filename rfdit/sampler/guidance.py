@@ -1,6 +1,7 @@
-"""From a backbone and a condition to the velocity field that is integrated."""
+"""Guidance: velocity fields from a network, a condition, and a condition to move away from."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent
-from rfdit.protocols import Backbone
+from rfdit.limits import Fraction, NotNegative
+from rfdit.protocols import VelocityNetwork
 from rfdit.sampler.solvers import VelocityField
 
 VelocityPair = Callable[[Latent, Tensor], tuple[Latent, Latent]]  # (z, t of shape ()) -> c, u
@@ -16,23 +18,60 @@ VelocityPair = Callable[[Latent, Tensor], tuple[Latent, Latent]]  # (z, t of sha
 
 @runtime_checkable
 class Guidance(Protocol):
-    """A closure over the conditions; no backbone knows of guidance."""
+    """Makes the field that a solver integrates; networks know nothing of guidance."""
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField: ...
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        """A field (z of (b, c, h, w), t of ()) -> v, float32.
+
+        cond, null: the conditions to follow and to move away from, b rows each.
+        """
+        ...
 
 
-def velocity(backbone: Backbone, cond: Condition) -> VelocityField:
-    """The field of one network under one condition, in float32."""
+@runtime_checkable
+class HasScale(Protocol):
+    """A guidance of adjustable strength. scale: 1 is the plain conditional."""
+
+    scale: float
+
+
+@runtime_checkable
+class Unscaled(Protocol):
+    """A guidance without a scale that is another one at scale 1."""
+
+    def scaled(self, scale: float) -> Guidance:
+        """The other guidance."""
+        ...
+
+
+@runtime_checkable
+class HasGuide(Protocol):
+    """A guidance with a network of its own. guide: the network that it moves away from."""
+
+    guide: VelocityNetwork
+
+
+@runtime_checkable
+class HasInside(Protocol):
+    """A guidance that applies another one. inside: the other."""
+
+    inside: Guidance
+
+
+def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityField:
+    """The field of one network under one condition, float32."""
     cond = without_padding(cond)
     return lambda z, t: backbone(z, t.to(z.device).expand(len(z)), cond).float()
 
 
-def velocity_pair(backbone: Backbone, cond: Condition, null: Condition, *, batched: bool) -> VelocityPair:
-    """The conditional and the null velocity, from one evaluation of twice the batch or from two."""
+def velocity_pair(
+    backbone: VelocityNetwork, cond: Condition, null: Condition, *, batched: bool
+) -> VelocityPair:
+    """The conditional and the null velocity, c and u, under each condition in turn or both in one batch."""
     if not batched:
-        c, u = velocity(backbone, cond), velocity(backbone, null)
+        c, u = conditional_field(backbone, cond), conditional_field(backbone, null)
         return lambda z, t: (c(z, t), u(z, t))
-    both = velocity(backbone, Condition.join([cond, null]))
+    both = conditional_field(backbone, Condition.join([cond, null]))
 
     def pair(z: Latent, t: Tensor) -> tuple[Latent, Latent]:
         c, u = both(z.repeat(2, 1, 1, 1), t).chunk(2)
@@ -42,9 +81,9 @@ def velocity_pair(backbone: Backbone, cond: Condition, null: Condition, *, batch
 
 
 def without_padding(cond: Condition) -> Condition:
-    """The condition without tokens that are padding in every row: nothing attends to them.
+    """The condition without tokens that are padding in every row, which nothing attends to.
 
-    A sampler asks the network many times, and captions are much shorter than their encoder's length.
+    A sampler evaluates the network many times, and captions are much shorter than their encoder's length.
     """
     if cond.tokens is None or cond.mask is None:
         return cond
@@ -53,50 +92,67 @@ def without_padding(cond: Condition) -> Condition:
     return Condition(cond.pooled, cond.tokens[:, present], None if bool(mask.all()) else mask)
 
 
-def with_scale(guidance: Guidance, scale: float) -> Guidance:
-    """The same guidance, or the one inside an interval, of another scale; networks are shared.
+def innermost(guidance: Guidance) -> Guidance:
+    """The guidance itself, or the one `inside` it, however deep."""
+    return innermost(guidance.inside) if isinstance(guidance, HasInside) else guidance
 
-    Raises ValueError for a guidance that has none.
-    """
+
+def with_innermost(guidance: Guidance, change: Callable[[Guidance], Guidance]) -> Guidance:
+    """A copy of a guidance with the innermost one replaced by `change` of a copy of it; networks are shared."""
     other = copy.copy(guidance)
-    if isinstance(other, GuidanceInterval):
-        other.inside = with_scale(other.inside, scale)
-    elif hasattr(other, "scale"):
+    if isinstance(other, HasInside):
+        other.inside = with_innermost(other.inside, change)
+        return other
+    return change(other)
+
+
+def with_scale(guidance: Guidance, scale: float) -> Guidance:
+    """A copy of a guidance, or of the one `inside` another, with another scale; networks are shared.
+
+    Raises ValueError for a guidance without a scale.
+    """
+
+    def change(other: Guidance) -> Guidance:
+        if not isinstance(other, HasScale):
+            raise ValueError(
+                f"scales needs a guidance with a scale, and {type(other).__name__} has none; use guidance=cfg"
+            )
         other.scale = check_scale(scale)
-    else:
-        raise ValueError(
-            f"scales needs a guidance with a scale, and {type(guidance).__name__} has none; use guidance=cfg"
-        )
-    return other
+        return other
+
+    return with_innermost(guidance, change)
 
 
 def check_scale(scale: float) -> float:
-    """`scale` itself; raises ValueError below 0."""
-    if scale < 0:
-        raise ValueError(f"guidance.scale={scale} must not be negative")
+    """Returns `scale`; raises ValueError below 0, and for infinity and NaN."""
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"guidance.scale={scale} must be at least 0 and finite")
     return scale
 
 
 class NoGuidance:
-    """The conditional field as the network gives it."""
+    """The conditional field of the network itself: v = c."""
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
-        return velocity(backbone, cond)
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        return conditional_field(backbone, cond)
+
+    def scaled(self, scale: float) -> Guidance:
+        return ClassifierFree(scale=scale)
 
 
 class ClassifierFree:
-    """u + scale (c - u), on all channels (arXiv 2207.12598).
+    """Classifier-free guidance, v = u + scale (c - u), on all channels (arXiv 2207.12598).
 
-    scale: 1 is the plain conditional, at half the cost; 0 the unconditional.
+    scale: 1 is the plain conditional, at half the cost; 0 is the unconditional.
     batched: c and u from one evaluation of twice the batch, or from two where memory is short.
     """
 
-    def __init__(self, *, scale: float, batched: bool = True) -> None:
+    def __init__(self, *, scale: NotNegative, batched: bool = True) -> None:
         self.scale, self.batched = check_scale(scale), batched
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         if self.scale == 1:
-            return velocity(backbone, cond)
+            return conditional_field(backbone, cond)
         pair = velocity_pair(backbone, cond, null, batched=self.batched)
 
         def field(z: Latent, t: Tensor) -> Latent:
@@ -107,15 +163,15 @@ class ClassifierFree:
 
 
 class ThreeChannel:
-    """Classifier-free guidance of the first three channels alone, the others conditional.
+    """Classifier-free guidance of the first three channels alone; the others are conditional.
 
-    Only for comparing with numbers published for DiT and SiT, whose code samples so.
+    For comparison with the published numbers of DiT and SiT, whose code samples in this way.
     """
 
-    def __init__(self, *, scale: float, batched: bool = True) -> None:
+    def __init__(self, *, scale: NotNegative, batched: bool = True) -> None:
         self.scale, self.batched = check_scale(scale), batched
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         pair = velocity_pair(backbone, cond, null, batched=self.batched)
 
         def field(z: Latent, t: Tensor) -> Latent:
@@ -126,18 +182,18 @@ class ThreeChannel:
 
 
 class Autoguidance:
-    """weak + scale (strong - weak), where weak is a smaller or less trained network (arXiv 2406.02507).
+    """Guidance by a worse network, v = weak + scale (strong - weak) (arXiv 2406.02507).
 
-    scale: 1 is the strong one alone, and the weak one is not asked.
-    guide: the weak network. It is given what is called `null` elsewhere: the samples' condition as
-        the guide's own conditioner makes it (`Pipeline.guide`).
+    scale: 1 is the strong network alone, and the weak one is not evaluated.
+    guide: the weak network, smaller or less trained. In place of the null condition it gets the
+        samples' condition from its own conditioner (`Pipeline.guide`).
     """
 
-    def __init__(self, *, scale: float, guide: Backbone) -> None:
+    def __init__(self, *, scale: NotNegative, guide: VelocityNetwork) -> None:
         self.scale, self.guide = check_scale(scale), guide
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
-        strong, weak = velocity(backbone, cond), velocity(self.guide, null)
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        strong, weak = conditional_field(backbone, cond), conditional_field(self.guide, null)
         if self.scale == 1:
             return strong
 
@@ -152,13 +208,14 @@ class GuidanceInterval:
     """Another guidance where low <= t <= high, the plain conditional elsewhere (arXiv 2404.07724).
 
     low, high: times. A noise level sigma of that paper, with unit data, is t = sigma / (1 + sigma).
+    Raises ValueError unless 0 <= low < high <= 1.
     """
 
-    def __init__(self, *, inside: Guidance, low: float, high: float) -> None:
+    def __init__(self, *, inside: Guidance, low: Fraction, high: Fraction) -> None:
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance.low={low}, high={high} must be an interval within 0 and 1")
         self.inside, self.low, self.high = inside, low, high
 
-    def __call__(self, backbone: Backbone, cond: Condition, null: Condition) -> VelocityField:
-        guided, plain = self.inside(backbone, cond, null), velocity(backbone, cond)
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        guided, plain = self.inside(backbone, cond, null), conditional_field(backbone, cond)
         return lambda z, t: guided(z, t) if self.low <= t <= self.high else plain(z, t)

@@ -1,7 +1,9 @@
-"""From captions or labels to pictures: the one way in which training, evaluation and sampling do it."""
+"""Images from captions or labels, for training, evaluation and sampling alike."""
 
 import copy
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import UInt8
@@ -9,25 +11,30 @@ from torch import Tensor
 
 from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Condition, Latent
-from rfdit.conditioning import Conditioner
+from rfdit.conditioning import Conditioner, HasMicro, truncation
 from rfdit.images import to_float, to_uint8
 from rfdit.network import Network
+from rfdit.processes.rank import is_rank_zero
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler.conditions import Conditions
 from rfdit.sampler.guidance import Guidance
 from rfdit.sampler.sampler import Sampler
 
 
+class NotFiniteError(ValueError):
+    """Images with NaN or infinite values."""
+
+
 class Pipeline:
     """A network, its autoencoder and a sampler.
 
-    latent_shape: (c, h, w) of what is sampled.
+    latent_shape: (c, h, w) of one sample.
     bf16: matrix products in bf16; the integration itself is always float32.
-    batch_size: how many pictures are made at once.
-    decode_batch: how many of them are decoded at once, where memory is short; None decodes all.
-    guide: of autoguidance, what makes conditions for the network that it moves away from.
+    batch_size: images that are sampled at once.
+    decode_batch: images of a batch that are decoded at once, if memory is short; None decodes all.
+    guide: under autoguidance, the conditioner of the network that it moves away from.
 
-    Raises ValueError for a batch of no pictures.
+    Raises ValueError for a batch size below 1.
     """
 
     def __init__(
@@ -53,7 +60,7 @@ class Pipeline:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures."""
+        """(height, width) of the images."""
         _, height, width = self.latent_shape
         return height * self.autoencoder.downsampling, width * self.autoencoder.downsampling
 
@@ -65,29 +72,39 @@ class Pipeline:
         seed: int,
         first_key: int = 0,
         negative: str | None = None,
-        on_batch: Callable[[int], None] | None = None,
     ) -> UInt8[Tensor, "n 3 H W"]:
-        """One picture per input, uint8, on the CPU.
+        """One image per input, uint8, on the CPU.
 
-        seed, first_key: picture i starts from the noise of (seed, first_key + i), whatever the
+        seed, first_key: image i starts from the noise of (seed, first_key + i), whatever the
             batch size or device.
-        negative: what guidance moves away from; the null condition by default.
-        on_batch: called with the number of pictures made so far.
+        negative: a caption that guidance moves away from; the null condition by default.
         """
+        with self.evaluating():
+            conditions, images = self.conditions(inputs, negative=negative), []
+            for start in range(0, len(inputs), self.batch_size):
+                chunk = inputs[start : start + self.batch_size]
+                keys = range(first_key + start, first_key + start + len(chunk))
+                images.append(self.decode(self.sample(self.generator(seed, keys), chunk, conditions)))
+            return torch.cat(images)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context in which the network is in evaluation mode."""
         was_training = self.network.training
         self.network.eval()
-        conditions, pictures = self.conditions(inputs, negative=negative), []
-        for start in range(0, len(inputs), self.batch_size):
-            chunk = inputs[start : start + self.batch_size]
-            keys = range(first_key + start, first_key + start + len(chunk))
-            pictures.append(self.decode(self.sample(self.generator(seed, keys), chunk, conditions)))
-            if on_batch is not None:
-                on_batch(start + len(chunk))
-        self.network.train(was_training)
-        return torch.cat(pictures)
+        try:
+            yield
+        finally:
+            self.network.train(was_training)
 
     def conditions(self, inputs: Sequence[str | int], *, negative: str | None = None) -> Conditions:
-        """The conditions of pictures of these inputs, encoded when they are needed."""
+        """The conditions of these inputs, encoded when they are needed; warns of captions that are cut off."""
+        if is_rank_zero() and (note := truncation(self.network.conditioner, [*inputs, negative])):
+            warnings.warn(note, stacklevel=2)
+        for conditioner in (self.network.conditioner, self.guide):
+            micro = conditioner.micro_embedding() if isinstance(conditioner, HasMicro) else None
+            if micro is not None:
+                micro.image_size = self.image_size
         return Conditions(
             self.network.conditioner,
             inputs,
@@ -98,11 +115,11 @@ class Pipeline:
         )
 
     def generator(self, seed: int, keys: Sequence[int]) -> SampleGenerator:
-        """All randomness of the pictures with these keys."""
+        """All randomness of the images with these keys."""
         return SampleGenerator(seed=seed, keys=torch.tensor(keys, device=self.device))
 
     def noise(self, generator: SampleGenerator) -> Latent:
-        """What these pictures start from."""
+        """The noise that these images start from, (b, c, h, w)."""
         return generator.fork("image").normal(*self.latent_shape)
 
     @torch.no_grad()
@@ -119,9 +136,9 @@ class Pipeline:
     ) -> Latent:
         """Latents, one for each input.
 
-        z_t: to start from, in place of the generator's noise.
-        start: the time of `z_t`, and on_step: both as of `Sampler`.
-        around: changes the field that the sampler integrates, as `rfdit.sampler.fields` does.
+        z_t: the latents to start from, in place of the generator's noise.
+        start, on_step: the time of `z_t` and a function called after each step; see `Sampler`.
+        around: wraps the guidance, as the classes of `rfdit.sampler.fields` do.
         """
         sampler = copy.copy(self.sampler)
         if around is not None:
@@ -144,16 +161,28 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Latent:
-        """The latents of pictures, without a draw."""
+        """The latents of images: means, where the autoencoder gives distributions."""
         return self.autoencoder.from_moments(self.autoencoder.moments(to_float(images.to(self.device))))
 
     def decode(self, latents: Latent) -> UInt8[Tensor, "b 3 H W"]:
-        """Pictures of latents, on the CPU."""
-        slices = latents.split(self.decode_batch or len(latents))
-        return torch.cat([to_uint8(self.autoencoder.decode(part)).cpu() for part in slices])
+        """The images of latents, on the CPU.
+
+        Raises NotFiniteError for images with NaN or infinity, which would become black.
+        """
+        images, finite = [], []
+        for part in latents.split(self.decode_batch or len(latents)):
+            decoded = self.autoencoder.decode(part)
+            finite.append(part.isfinite().flatten(1).all(1) & decoded.isfinite().flatten(1).all(1))
+            images.append(to_uint8(decoded).cpu())
+        if not (kept := torch.cat(finite)).all():
+            raise NotFiniteError(
+                f"{int((~kept).sum())} of {len(kept)} images have values that are NaN or infinite, and cannot be "
+                "used; use a lower guidance.scale, more sampler.steps, precision=fp32, or another checkpoint"
+            )
+        return torch.cat(images)
 
     def with_sampler(self, sampler: Sampler) -> "Pipeline":
-        """The same network, sampled in another way."""
+        """A pipeline of the same network with another sampler."""
         other = copy.copy(self)
         other.sampler = sampler
         return other

@@ -5,19 +5,22 @@ w(t) >= 0. On the straight path s = -E[z1 | z_t] / t, so it follows from the vel
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rfdit.batch import Latent
 from rfdit.flow import data_from_velocity, noise_from_velocity
+from rfdit.limits import NotNegative
 from rfdit.sampler.solvers import VelocityField
+
+LastStep = Literal["mean", "euler", "tweedie", "none"]
 
 
 @runtime_checkable
 class Diffusion(Protocol):
-    """How much noise is added, and taken away again, on the way."""
+    """The diffusion coefficient w(t): how much noise is added, and removed again, at t."""
 
     def __call__(self, t: Tensor) -> Tensor:
         """w(t) of the paper; its published code states w / 2."""
@@ -25,9 +28,9 @@ class Diffusion(Protocol):
 
 
 class SigmaDiffusion:
-    """w = scale t, as the path's own noise; on the straight path SiT's "sigma" and "linear" alike."""
+    """w = scale t, as the noise of the path; on the straight path both SiT's "sigma" and "linear"."""
 
-    def __init__(self, *, scale: float = 1.0) -> None:
+    def __init__(self, *, scale: NotNegative = 1.0) -> None:
         self.scale = _not_negative(scale)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ class SigmaDiffusion:
 class ConstantDiffusion:
     """w = scale."""
 
-    def __init__(self, *, scale: float = 1.0) -> None:
+    def __init__(self, *, scale: NotNegative = 1.0) -> None:
         self.scale = _not_negative(scale)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ class ConstantDiffusion:
 class SineDiffusion:
     """w = scale sin^2(pi t): none at either end, most in the middle."""
 
-    def __init__(self, *, scale: float = 1.0) -> None:
+    def __init__(self, *, scale: NotNegative = 1.0) -> None:
         self.scale = _not_negative(scale)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -57,7 +60,7 @@ class SineDiffusion:
 class DecreasingDiffusion:
     """w = scale sin^4(pi t / 2): most at noise, and close to none from t = 0.2 on."""
 
-    def __init__(self, *, scale: float = 1.0) -> None:
+    def __init__(self, *, scale: NotNegative = 1.0) -> None:
         self.scale = _not_negative(scale)
 
     def __call__(self, t: Tensor) -> Tensor:
@@ -65,26 +68,30 @@ class DecreasingDiffusion:
 
 
 class EulerMaruyama:
-    """First order (in distribution), one evaluation a step; w = 0 is Euler's method.
+    """Euler-Maruyama: weak order 1, one evaluation per step; with w = 0 it is Euler's method.
 
-    The step to t = 0 adds no noise, since nothing would take it away: it goes to E[z0 | z_t], which
-    on the straight path is Euler's step. `LastStepGrid` sets its size.
+    z <- z - dt (v - w/2 s) + sqrt(w dt) noise. `LastStepGrid` sets the size of the step to t = 0.
+
+    last_step: what this step is, as SiT's code calls it: `euler` and `tweedie` go to E[z0 | z_t], which on
+        the straight path is Euler's step of the ODE; `mean` is the step without its noise, as in SiT's
+        and REPA's scripts; `none` is a step as any other, whose noise stays in the image.
     """
 
-    def __init__(self, *, diffusion: Diffusion) -> None:
-        self.diffusion = diffusion
+    def __init__(self, *, diffusion: Diffusion, last_step: LastStep = "euler") -> None:
+        self.diffusion, self.last_step = diffusion, last_step
 
     def noisy_step(self, field: VelocityField, z: Latent, t: Tensor, t_next: Tensor, noise: Latent) -> Latent:
         v, each = field(z, t), t.to(z.device).expand(len(z))
-        if t_next == 0:
+        if t_next == 0 and self.last_step in ("euler", "tweedie"):
             return data_from_velocity(z, v, each)
         dt, w = t - t_next, self.diffusion(t)
         score = -noise_from_velocity(z, v, each) / t
-        return z - dt * (v - w / 2 * score) + torch.sqrt(w * dt) * noise
+        mean = z - dt * (v - w / 2 * score)
+        return mean if t_next == 0 and self.last_step == "mean" else mean + torch.sqrt(w * dt) * noise
 
 
 def _not_negative(scale: float) -> float:
-    """`scale` itself; raises ValueError below 0."""
-    if scale < 0:
-        raise ValueError(f"sampler.solver.diffusion.scale={scale} must not be negative")
+    """Returns `scale`; raises ValueError below 0, and for infinity and NaN."""
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"sampler.solver.diffusion.scale={scale} must be at least 0 and finite")
     return scale

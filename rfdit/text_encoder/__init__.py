@@ -1,1 +1,1 @@
-"""Captions -> what the network is told: tokens, their mask and a pooled vector."""
+"""Text encoders: captions to tokens, their mask and a pooled vector."""

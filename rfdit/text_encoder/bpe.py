@@ -1,4 +1,4 @@
-"""Captions through an embedding table that is trained with the model."""
+"""A text encoder without pretrained weights: an embedding table that is trained with the model."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,6 +9,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from rfdit.batch import Condition
+from rfdit.limits import AtLeastTwo, Count
+from rfdit.text_encoder.unread import unread_end
 
 VOCABULARY = 49_408  # of CLIP's byte-pair encoding, its start and end tokens included
 
@@ -16,13 +18,14 @@ VOCABULARY = 49_408  # of CLIP's byte-pair encoding, its start and end tokens in
 class BPEEncoder(nn.Module):
     """CLIP's byte-pair tokens, each embedded with its position; pooled by their mean.
 
-    Nothing to download and no context between tokens: the model's own attention has to mix them.
-    width: of a token's vector. The table has 49,408 rows, so keep it small; the model projects.
-    pooled_width: equals width.
-    length: tokens per caption, start and end included; longer captions lose their tail.
+    There is nothing to download, and no context between tokens: the attention of the model mixes them.
+    width: length of a token's vector. The table has 49,408 rows, so keep it small; the model projects.
+    pooled_width: must equal width.
+    length: tokens per caption, start and end included; longer captions are truncated.
+    Raises ValueError for another pooled_width and a length below 2.
     """
 
-    def __init__(self, *, width: int, length: int, pooled_width: int | None = None) -> None:
+    def __init__(self, *, width: Count, length: AtLeastTwo, pooled_width: Count | None = None) -> None:
         super().__init__()
         if pooled_width not in (None, width):
             raise ValueError(
@@ -30,7 +33,9 @@ class BPEEncoder(nn.Module):
                 f"so it must be text_encoder.width={width}"
             )
         if length < 2:
-            raise ValueError(f"text_encoder.length={length}: the start and the end token alone take 2")
+            raise ValueError(
+                f"text_encoder.length={length} must be at least 2, for the start and the end token"
+            )
         self.width = self.pooled_width = width
         self.length = length
         self.token_embedding = nn.Embedding(VOCABULARY, width)
@@ -47,11 +52,15 @@ class BPEEncoder(nn.Module):
         pooled = (tokens * weight).sum(dim=1) / weight.sum(dim=1)  # (b, d)
         return Condition(pooled, tokens, mask)
 
+    def unread_end(self, caption: str) -> str:
+        """The end of a caption that is cut off; empty if it is read whole."""
+        return unread_end(_tokenizer(), caption, self.length)
+
 
 def tokenize(captions: Sequence[str], length: int) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
-    """Captions -> token ids, zero-padded, and True from the start token to the end token.
+    """Captions -> zero-padded token ids, and a mask that is True from the start token to the end token.
 
-    The mask cannot be read off the ids: 0 is the token of an exclamation mark as well.
+    The mask cannot be derived from the ids: 0 is also the token of an exclamation mark.
     """
     rows = [token_ids(caption, length) for caption in captions]
     ids = torch.tensor([row + (0,) * (length - len(row)) for row in rows])
@@ -61,9 +70,9 @@ def tokenize(captions: Sequence[str], length: int) -> tuple[Int[Tensor, "b l"], 
 
 @lru_cache(maxsize=2**16)
 def token_ids(caption: str, length: int) -> tuple[int, ...]:
-    """The caption's tokens between start and end token, at most `length` of them in all.
+    """The tokens of a caption with start and end token, at most `length` in all.
 
-    Cached: byte-pair encoding in Python takes longer than the embedding.
+    Cached, since byte-pair encoding in Python takes longer than the embedding.
     """
     tokenizer = _tokenizer()
     inner = tokenizer.encode(caption)[: length - 2]

@@ -1,9 +1,7 @@
-"""The frozen text towers of open_clip's models."""
+"""Frozen text towers of the models of open_clip."""
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from functools import partial
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,9 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rfdit.batch import Condition
+from rfdit.limits import Count
 from rfdit.text_encoder.frozen_tower import FrozenTower
 from rfdit.text_encoder.openclip_hf import encode_hf
-from rfdit.text_encoder.pretrained import open_clip_weights
+from rfdit.text_encoder.pretrained import check_open_clip_model, create_open_clip, open_clip_weights
+from rfdit.text_encoder.unread import unread_end
 
 LAYERS = ("last", "penultimate")
 
@@ -21,14 +21,14 @@ LAYERS = ("last", "penultimate")
 class OpenCLIPEncoder(nn.Module):
     """The text tower of an open_clip model, frozen: features per token, and the pooled caption.
 
-    model: open_clip's name, such as ViT-L-14-quickgelu.
-    pretrained: one of the model's tags, or a file (safetensors, or a checkpoint that loads as
+    model: name in open_clip, such as ViT-L-14-quickgelu.
+    pretrained: one of the tags of the model, or a file (safetensors, or a checkpoint that loads as
         weights only); null leaves random weights, for tests.
-    width: of the tower. pooled_width: of CLIP's joint space. length: the tower's context. All three
-        must be the model's.
-    layer: where the token features come from. `last`: after the final norm. `penultimate`: what the
-        last block but one gives, without norm, as in SDXL and SD3 (arXiv 2403.03206, fig. 2).
-        The pooled caption is the model's own either way.
+    width, pooled_width, length: width of the tower, width of CLIP's joint space, and context length; all
+        three must be those of the model.
+    layer: source of the token features. `last`: the final norm. `penultimate`: the output of the last
+        block but one, without norm, as in SDXL and SD3 (arXiv 2403.03206, fig. 2). The pooled caption
+        is that of the model either way.
     dtype, cache_size: see `FrozenTower`.
 
     Raises ValueError for an unknown name or tag and where the model disagrees with the settings,
@@ -40,16 +40,16 @@ class OpenCLIPEncoder(nn.Module):
         *,
         model: str,
         pretrained: str | None,
-        width: int,
-        pooled_width: int,
-        length: int,
+        width: Count,
+        pooled_width: Count,
+        length: Count,
         layer: str = "last",
         dtype: str = "auto",
-        cache_size: int = 256,
+        cache_size: Count = 256,
     ) -> None:
         super().__init__()
         if layer not in LAYERS:
-            raise ValueError(f"text_encoder.layer={layer}: write last or penultimate")
+            raise ValueError(f"text_encoder.layer={layer} is unknown; use last or penultimate")
         self.width, self.pooled_width, self.length = width, pooled_width, length
         tower, tokenizer = _load(model, pretrained)
         encode = _encoding(tower, tokenizer, layer)
@@ -64,37 +64,29 @@ class OpenCLIPEncoder(nn.Module):
         """b captions -> pooled (b, pooled_width), tokens (b, length, width), mask (b, length), float32."""
         return self._tower(captions, device)
 
+    def unread_end(self, caption: str) -> str:
+        """The end of a caption that is cut off; empty if it is read whole."""
+        return unread_end(self._tower.tokenize, caption, self.length)
+
     def weights_digest(self) -> str:
         """SHA-256 of the weights as they were loaded."""
-        return self._tower.weights_digest()
+        return self._tower.frozen.weights_digest()
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """The arithmetic on a device."""
-        return self._tower.dtype_on(device)
+        """The dtype to compute in on a device."""
+        return self._tower.frozen.dtype_on(device)
 
 
 def _load(model: str, pretrained: str | None) -> tuple[Any, Any]:
-    """The model's text tower and its tokenizer; the image tower is dropped."""
+    """The text tower of the model and its tokenizer, without the image tower."""
     import open_clip
-    from safetensors import SafetensorError
 
-    names = open_clip.list_models()
-    if model not in names:
-        close = ", ".join(get_close_matches(model, names)) or "see open_clip.list_models()"
-        raise ValueError(f"text_encoder.model={model} is no model of open_clip; did you mean: {close}")
-    weights = None if pretrained is None else open_clip_weights(model, pretrained)
+    check_open_clip_model(model)
+    file = None if pretrained is None else open_clip_weights(model, pretrained)
     try:
-        # force_custom_text: every model then has its text tower as a module of its own.
-        whole = open_clip.create_model(
-            model, pretrained=weights, force_custom_text=True, pretrained_text=False
-        )
+        # force_custom_text: makes the text tower a module of its own in every model.
+        whole = create_open_clip(model, file, force_custom_text=True)
         return whole.text, open_clip.get_tokenizer(model)
-    except (AssertionError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"text_encoder.pretrained={pretrained} holds no weights of {model}, "
-            f"or none that load without unpickling code: {reason}"
-        ) from None
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise OSError(
@@ -105,7 +97,7 @@ def _load(model: str, pretrained: str | None) -> tuple[Any, Any]:
 def _encoding(
     tower: Any, tokenizer: Any, layer: str
 ) -> Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """How this kind of tower gives pooled caption, tokens and mask."""
+    """The function that computes pooled caption, tokens and mask with this kind of tower."""
     from open_clip.hf_model import HFTextEncoder
 
     if not isinstance(tower, HFTextEncoder):
@@ -121,7 +113,7 @@ def _encoding(
 def _encode(
     tower: Any, ids: Int[Tensor, "b l"], *, tokenizer: Any, layer: str
 ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
-    """A TextTransformer's pooled caption, tokens and mask for token ids."""
+    """Pooled caption, tokens and mask of a TextTransformer."""
     depth = tower.transformer.layers
     features = tower.forward_intermediates(
         ids,
@@ -129,14 +121,14 @@ def _encode(
         normalize_intermediates=layer == "last",
         output_fmt="NLC",
     )
-    return features["text_features"], features["text_intermediates"][0], _real(ids, tokenizer)
+    return features["text_features"], features["text_intermediates"][0], _not_padding(ids, tokenizer)
 
 
-def _real(ids: Int[Tensor, "b l"], tokenizer: Any) -> Bool[Tensor, "b l"]:
-    """Which tokens are a caption's own: up to the end token, or all but the padding."""
+def _not_padding(ids: Int[Tensor, "b l"], tokenizer: Any) -> Bool[Tensor, "b l"]:
+    """The mask of tokens that are not padding."""
     position = torch.arange(ids.shape[1], device=ids.device)
-    if hasattr(tokenizer, "eot_token_id"):  # CLIP pads with 0, which is the token of "!" as well
+    if hasattr(tokenizer, "eot_token_id"):  # CLIP pads with 0, which is also the token of "!"
         end = (ids == tokenizer.eot_token_id).int().argmax(dim=1, keepdim=True)
         return position <= end
-    # SigLIP ends with its padding token: the empty caption keeps its first.
+    # SigLIP's end token is its padding token: the empty caption keeps the first.
     return (ids != tokenizer.tokenizer.pad_token_id) | (position == 0)

@@ -1,6 +1,7 @@
-"""The LightningModule: only wiring between the parts that know something."""
+"""The LightningModule, which connects network, autoencoder, objective and optimiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -11,27 +12,32 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from rfdit.autoencoder.contract import Autoencoder
-from rfdit.batch import Batch
+from rfdit.batch import Batch, Condition, Latent
 from rfdit.conditioning import drop_condition
 from rfdit.images import to_float
-from rfdit.model.adaln import warn_without_kernels
-from rfdit.model.backbone import compile_blocks
+from rfdit.model.acceleration import compile_blocks, use_fp8
+from rfdit.model.layers.adaln_operators import warn_without_kernels
+from rfdit.model.layers.embeddings import token_grid
+from rfdit.model.states import BlockStates
 from rfdit.network import Network
-from rfdit.objective import FlowLoss, VelocityMatching
+from rfdit.objective.validation import TIMES, losses_at_times
+from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, Objective
 from rfdit.randomness import SampleGenerator
-from rfdit.training.fp8 import use_fp8
-from rfdit.training.fully_sharded import ShardsNetworks
+from rfdit.sampler import Pipeline, Sampler
+from rfdit.training.checkpoint_io import check_restored
 from rfdit.training.optim import OptimizerFactory, refuse_step
+from rfdit.training.strategy import ShardsNetworks
 
 
 class FlowModule(L.LightningModule):
     """Trains a `Network` by an objective on an autoencoder's latents.
 
-    seed: with a sample's position in the stream it determines its noise, time and caption drop.
-    last_loss: the training step's before this, for callbacks that look into it.
-    fp8: the blocks' matrix products in FP8; not those of the EMA's copies.
-    compile_blocks: torch.compile each transformer block; the EMA's copy stays as it is.
-    record: what a checkpoint says of itself (the resolved configuration, the latent contract).
+    seed: determines a sample's noise, time and dropped caption, together with its position in the stream.
+    last_loss: the loss of the last training step, for callbacks.
+    fp8: compute the blocks' matrix products in FP8, except those of the averages.
+    compile_blocks: torch.compile each transformer block, except those of the averages.
+    record: the `checkpoint_header` of its checkpoints.
+    trained_only: for adapters: the checkpoints have only what is trained.
     """
 
     def __init__(
@@ -39,43 +45,60 @@ class FlowModule(L.LightningModule):
         *,
         network: Network,
         autoencoder: Autoencoder,
-        objective: VelocityMatching,
+        objective: Objective,
         optimizer: OptimizerFactory,
         seed: int,
         record: dict[str, Any],
         compile_blocks: bool = False,
         fp8: bool = False,
+        trained_only: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks, self.fp8 = seed, record, compile_blocks, fp8
+        self.trained_only, self.strict_loading = trained_only, not trained_only
         self.last_loss: FlowLoss | None = None
-        # Each says of the gradient's norm, before clipping, whether its step must not be taken.
+        # Each decides from the gradient's norm, before clipping, whether the step is refused.
         self.step_guards: list[Callable[[Tensor], Tensor]] = []
-        # An EMA's copies, sharded and saved as the network is; a dict, so that they are no submodules.
+        # Averages of the weights, sharded and saved as the network is; a dict keeps them from being submodules.
         self.averages: dict[str, Network] = {}
         self._configured = False
         self.sharded = False  # every rank holds parts of the networks, and all must use them together
-        self._losses: list[Tensor] = []  # since the last optimiser step
+        self._step_at_start = 0  # the global step at the start of the batch
+        self._losses: list[FlowLoss] = []  # since the last optimiser step
         self._rng: dict[str, Any] | None = None
         self._evaluated: tuple[Network, ...] = (network,)
+        self._states = BlockStates()  # those of the block that the network's auxiliary loss reads
 
     @property
     def evaluated_network(self) -> Network:
-        """The weights that validation, grids and metrics use: the EMA's if one is kept."""
+        """The network that validation, grids and metrics use: the first average, if one is kept."""
         return self._evaluated[0]
 
     def evaluate_with(self, network: Network) -> None:
-        """Sets the weights that are evaluated; a tuple keeps them out of this module's state."""
+        """Set the network that is evaluated; a tuple keeps it from being a submodule."""
         self._evaluated = (network,)
 
+    def pipeline(
+        self, sampler: Sampler, latent_shape: tuple[int, int, int], *, batch_size: int = 32
+    ) -> Pipeline:
+        """A pipeline that samples from the evaluated network, in the arithmetic of training."""
+        return Pipeline(
+            network=self.evaluated_network,
+            autoencoder=self.autoencoder,
+            sampler=sampler,
+            latent_shape=latent_shape,
+            device=self.device,
+            bf16=self.trainer.precision == "bf16-mixed",
+            batch_size=batch_size,
+        )
+
     def configure_model(self) -> None:
-        if self._configured:  # Lightning asks more than once
+        if self._configured:  # Lightning calls it more than once
             return
         self._configured = True
         if self.fp8:
-            assert isinstance(self.network.backbone, nn.Module)
             use_fp8(self.network.backbone)
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardsNetworks):
@@ -85,40 +108,76 @@ class FlowModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         warn_without_kernels(self.device)
+        if self.network.auxiliary is not None:
+            self._states.of(self.network.backbone, self.network.auxiliary.block)
         if self.compile_blocks:
-            assert isinstance(self.network.backbone, nn.Module)
             compile_blocks(self.network.backbone)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._loss(self.network, batch, "train", drop=self.network.conditioner.drop)
-        self.last_loss = FlowLoss(total=loss.total.detach(), per_sample=loss.per_sample, t=loss.t)
-        self._losses.append(self.last_loss.total)
+        loss = self._loss(self.network, batch)
+        self.last_loss = loss.detach()
+        self._losses.append(self.last_loss)
         return loss.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # A purpose of its own: training never saw this noise; the same at every validation.
-        loss = self._loss(self.evaluated_network, batch, "validation", drop=0.0)
-        self.log("val/loss", loss.total, batch_size=len(batch), sync_dist=True)
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        # For its errors: here reading labels does not wait for a GPU.
+        self.network.conditioner.inputs(batch)
+        return batch
 
-    def _loss(self, network: Network, batch: Batch, purpose: str, drop: float) -> FlowLoss:
-        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose=purpose)
-        z0 = self.autoencoder.from_moments(self._moments(batch), generator=generator.fork("posterior"))
-        conditioner = network.conditioner
-        cond = conditioner(conditioner.inputs(batch), device=self.device)
-        if drop:
-            null = conditioner.null(device=self.device)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # With a purpose of its own: noise that training never saw, the same at every validation.
+        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="validation")
+        network = self.evaluated_network
+        z0, cond = self._inputs(network, batch, generator)
+        losses = losses_at_times(network.backbone, z0, cond, generator=generator).mean(0)
+        logged = {"val/loss": losses.mean()} | {f"val/loss_t{t:.2f}": loss for t, loss in zip(TIMES, losses)}
+        self.log_dict(logged, batch_size=len(batch), sync_dist=True)
+
+    def _loss(self, network: Network, batch: Batch) -> FlowLoss:
+        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="train")
+        z0, cond = self._inputs(network, batch, generator)
+        if drop := network.conditioner.drop:
+            null = network.conditioner.null(device=self.device)
             cond = drop_condition(cond, null, probability=drop, generator=generator.fork("drop"))
-        return self.objective(network.backbone, z0, cond, generator=generator)
+        if isinstance(encoder := network.conditioner.encoder, DropsParts):
+            null = network.conditioner.null(device=self.device)
+            cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
+        loss = self.objective(network.backbone, z0, cond, generator=generator)
+        if network.auxiliary is None:
+            return loss
+        return self._with_auxiliary(network.auxiliary, loss, batch, grid=z0.shape[-2:])
+
+    def _with_auxiliary(
+        self, auxiliary: Auxiliary, loss: FlowLoss, batch: Batch, *, grid: Sequence[int]
+    ) -> FlowLoss:
+        """The loss with the auxiliary one. grid: height and width of the latents."""
+        over = auxiliary.is_over(self.trainer.global_step)
+        if batch.images is None:
+            raise ValueError(
+                "auxiliary reads the images of a batch, and cached latents have none; train from images, such as "
+                "data=laion, or give auxiliary=null"
+            )
+        tokens = token_grid(grid, self.network.backbone.patch_size)
+        value = auxiliary(self._states.take(), None if over else batch.images, grid=tokens).mean()
+        total = loss.total + auxiliary.coefficient * value
+        # Not left out of the parts when it is over: the logger would repeat the last value.
+        logged = torch.full_like(value, torch.nan) if over else value
+        return replace(loss, total=total, parts={**loss.parts, "matching": loss.total, "auxiliary": logged})
+
+    def _inputs(self, network: Network, batch: Batch, generator: SampleGenerator) -> tuple[Latent, Condition]:
+        """Clean latents and conditions of a batch."""
+        z0 = self.autoencoder.from_moments(self._moments(batch), generator=generator.fork("posterior"))
+        return z0, network.conditioner(network.conditioner.inputs(batch), device=self.device)
 
     def _moments(self, batch: Batch) -> Tensor:
-        """What the autoencoder says of the batch's images: cached, or computed now."""
+        """The autoencoder's moments of the batch's images: cached, or computed now."""
         if batch.moments is not None:
             return batch.moments
         assert batch.images is not None
         return self.autoencoder.moments(to_float(batch.images))
 
     def latent_shape(self, batch: Batch) -> tuple[int, int, int]:
-        """(c, h, w) of the latents that stand for a batch."""
+        """(c, h, w) of the latents of a batch."""
         if batch.moments is not None:
             height, width = batch.moments.shape[-2:]
         else:
@@ -145,26 +204,54 @@ class FlowModule(L.LightningModule):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.log("train/grad_norm", norm)
-        # Of the whole global batch, over ranks and gathered gradients alike.
-        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
+        # Losses of the whole global batch, over ranks and accumulated gradients alike.
+        for name in ("loss", *self._losses[0].parts):
+            values = [loss.total if name == "loss" else loss.parts[name] for loss in self._losses]
+            self.log(f"train/{name}", torch.stack(values).mean(), sync_dist=True)
         self._losses = []
         if self.step_guards:
             refuse_step(optimizer, torch.stack([guard(norm) for guard in self.step_guards]).any())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rfdit"] = self.record
-        # The run's own draws are keyed by sample; this is for third parties that use torch's.
+        if self.trained_only:
+            kept, state = self._trained_names(), checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in kept}
+        # The run's own draws are keyed by sample; this is for other packages that use torch's generator.
         checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
+    def _trained_names(self) -> set[str]:
+        return {f"network.{name}" for name, p in self.network.named_parameters() if p.requires_grad}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trained_only and checkpoint["state_dict"].keys() != self._trained_names():
+            raise ValueError("its tensors are not those of this run's adapters")
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]
+        steps = progress["optimizer"]["step"]["total"]["completed"]
+        if steps != checkpoint["global_step"]:
+            raise ValueError(f"its loops have done {steps} steps, and the run {checkpoint['global_step']}")
         states = zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"])
         for optimizer_state, schedule_state in states:
             self.optimizer.adopt(optimizer_state, schedule_state)
         self._rng = checkpoint["rng"]
+        torch.Generator().set_state(self._rng["cpu"])  # raises an error for other data
+
+    def on_train_start(self) -> None:
+        try:
+            for optimizer in self.trainer.optimizers:
+                check_restored(optimizer)
+        except ValueError as error:
+            raise ValueError(f"ckpt={self.trainer.ckpt_path} is damaged: {error}") from None
+
+    @property
+    def stepped(self) -> bool:
+        """True at the end of a batch with an optimiser step, False if its gradients are only accumulated."""
+        return self.trainer.global_step != self._step_at_start
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # What Lightning logs as "step". After a checkpoint from the middle of a batch's hooks it would
-        # be one off for the rest of the run, and Lightning counts again after on_train_start.
+        self._step_at_start = self.trainer.global_step
+        # Lightning logs this as "step". After a checkpoint from the middle of a batch's hooks it would be one
+        # off for the rest of the run, and Lightning counts again after on_train_start.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         # Not before: a DataLoader draws from torch's generator when it starts.
         if self._rng is not None:
@@ -175,9 +262,9 @@ class FlowModule(L.LightningModule):
 
 
 def _require_reduced(network: nn.Module) -> None:
-    """Raises RuntimeError if a gradient is this rank's own: ranks would train different weights, silently."""
+    """Raises RuntimeError for a gradient that was not reduced: ranks would silently train different weights."""
     for name, parameter in network.named_parameters():
         if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
             raise RuntimeError(
-                f"FSDP has not reduced the gradient of {name}; its module returned no known tensor"
+                f"FSDP has not reduced the gradient of {name}; its module did not return a tensor that FSDP knows"
             )

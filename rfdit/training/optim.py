@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, in steps."""
+"""Optimisers and learning-rate schedules, counted in steps."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from rfdit.limits import Count, Index, Limit, NotNegative, Positive, Share
+from rfdit.limits import Count, Fraction, Index, Limit, NotNegative, Positive
 
 
 def _are_betas(values: Sequence[object]) -> bool:
-    # Types as well: of a long list, beartype looks at one.
+    # Checks types as well, since a wrong one is told in the same words.
     return len(values) == 2 and all(isinstance(beta, float | int) and 0 <= beta < 1 for beta in values)
 
 
@@ -23,7 +23,7 @@ Betas = Annotated[Sequence[float], Limit("two numbers, each at least 0 and less 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A factor on the learning rate."""
+    """A schedule of factors on the learning rate."""
 
     def __call__(self, step: int) -> float:
         """The factor at an optimiser step, counted from 0."""
@@ -32,7 +32,7 @@ class Schedule(Protocol):
 
 @runtime_checkable
 class ScalesInWidth(Protocol):
-    """A network of which muP can be asked.
+    """A network that muP can scale.
 
     inputs: the linear layers whose fan-in is not proportional to the width.
     """
@@ -43,17 +43,17 @@ class ScalesInWidth(Protocol):
 
 @runtime_checkable
 class OptimizerFactory(Protocol):
-    """Makes the optimiser and its schedule for what is trained of a network."""
+    """Makes the optimiser and the schedule of a network's trained parameters."""
 
     def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]: ...
 
     def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
-        """Puts its own settings into saved states, so that a resumed run follows its own configuration."""
+        """Put its own settings into saved states, so that a resumed run follows its own configuration."""
         ...
 
 
 def refuse_step(optimizer: Optimizer, refused: Tensor) -> None:
-    """The optimiser's next step leaves weights, moments and step counts as they are where `refused` is True.
+    """Let the optimiser's next step leave weights, moments and step counts as they are if `refused` is True.
 
     Fused kernels read that on the device (it is how gradient scaling skips a step), so nothing waits
     for it; other optimisers lose their gradients, for which the host has to know.
@@ -75,14 +75,14 @@ class ConstantSchedule:
 
 
 class DecaySchedule:
-    """Linear warm-up, then down to `final` at `total_steps`, on a line or a half cosine."""
+    """Linear warm-up, then a decay to `final` at `total_steps` along a line or half a cosine."""
 
     def __init__(
-        self, *, warmup_steps: Index = 0, total_steps: int, final: Share = 0.0, cosine: bool = False
+        self, *, warmup_steps: Index = 0, total_steps: int, final: Fraction = 0.0, cosine: bool = False
     ) -> None:
         if total_steps < 1:
             raise ValueError(
-                f"schedule.total_steps={total_steps} must be at least 1, since what decays needs an end; "
+                f"schedule.total_steps={total_steps} must be at least 1, since a decay needs an end; "
                 "set trainer.max_steps, or use schedule=constant"
             )
         self.warmup = ConstantSchedule(warmup_steps=warmup_steps)
@@ -99,7 +99,7 @@ class DecaySchedule:
 
 @dataclass(kw_only=True)
 class AdamW:
-    """torch.optim.AdamW in its fused form, one kernel for all parameters."""
+    """torch.optim.AdamW in its fused form: one kernel for all parameters."""
 
     lr: NotNegative
     betas: Betas
@@ -109,27 +109,34 @@ class AdamW:
 
     @property
     def _pair(self) -> tuple[float, float]:
-        """The betas as torch takes them, which takes no integers."""
+        """The betas as floats, which torch requires."""
         return float(self.betas[0]), float(self.betas[1])
 
     def __call__(self, network: nn.Module) -> tuple[Optimizer, LambdaLR]:
-        optimizer = torch.optim.AdamW(
-            self.groups(network), self.lr, self._pair, self.eps, self.weight_decay,
-            fused=True,
-        )  # fmt: skip
+        optimizer = self.make(
+            self.groups(network),
+            lr=self.lr,
+            betas=self._pair,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
         # A plain function, so that a resumed run takes the schedule of its own configuration.
         return optimizer, LambdaLR(optimizer, lambda step: self.schedule(step))
 
+    def make(self, groups: list[dict[str, Any]], **settings: Any) -> Optimizer:
+        """The optimiser itself."""
+        return torch.optim.AdamW(groups, fused=True, **settings)
+
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """The trained parameters, in groups with `settings` of their own."""
+        """The trained parameters, in groups that have `settings` of their own."""
         return [{"params": [p for p in network.parameters() if p.requires_grad]}]
 
     def settings(self, group: dict[str, Any]) -> dict[str, float]:
-        """Learning rate and weight decay of a group, a saved one too."""
+        """Learning rate and weight decay of a group, which may be a saved one."""
         return {"lr": self.lr, "weight_decay": self.weight_decay}
 
     def adopt(self, optimizer_state: dict[str, Any], schedule_state: dict[str, Any]) -> None:
-        """Learning rate, betas, eps and weight decay of this object; moments and step of the states."""
+        """Put learning rate, betas, eps and weight decay of this object into the states; moments and step stay."""
         factor = self.schedule(schedule_state["last_epoch"])
         base, now = [], []
         for group in optimizer_state["param_groups"]:
@@ -145,13 +152,13 @@ class AdamW:
 class AdamWMuP(AdamW):
     """AdamW under the maximal update parametrisation (muP, arXiv 2203.03466, table 3).
 
-    base_width: the model's width at which it is plain AdamW, where lr was found.
+    base_width: the width of the model for which lr was found, at which this is plain AdamW.
 
     At another width, matrices whose fan-in grows with it take lr * base_width / width; biases, norms,
-    embeddings and the layers that read patches, captions and time take lr. The output layer starts at
-    zero and is one of the former. Their weight decay is multiplied by width / base_width, since AdamW
-    multiplies it by the learning rate: what a step takes off a weight is the same at every width.
-    Attention keeps 1 / sqrt(head): sizes differ in the number of heads, not in theirs.
+    embeddings and the layers that read patches, captions and time take lr. The output layer, which starts
+    at zero, is one of those matrices. Their weight decay is multiplied by width / base_width, since AdamW
+    multiplies it by the learning rate: what a step takes off a weight is the same at every width. Attention
+    keeps 1 / sqrt(head width), since models differ in the number of heads and not in their width.
     Raises ValueError for a backbone that does not say which of its layers read `inputs`.
     """
 
@@ -176,7 +183,7 @@ class AdamWMuP(AdamW):
     def settings(self, group: dict[str, Any]) -> dict[str, float]:
         if "fan_in_width" not in group:
             raise ValueError(
-                "optimizer=adamw_mup cannot take over the state of optimizer=adamw; resume with that"
+                "optimizer=adamw_mup cannot take over the state of optimizer=adamw; resume with optimizer=adamw"
             )
         scale = group["fan_in_width"] / self.base_width if group["fan_in_width"] else 1.0
         return {"lr": self.lr / scale, "weight_decay": self.weight_decay * scale}

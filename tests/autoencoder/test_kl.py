@@ -1,6 +1,7 @@
-"""KLAutoencoder, on small random autoencoders of diffusers."""
+"""AutoencoderKL, on small random autoencoders."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rfdit.autoencoder.kl import KLAutoencoder
+from rfdit.autoencoder.diffusers import DiffusersAutoencoder
 from rfdit.randomness import SampleGenerator
-from tests.autoencoder.encoding import encode
+from tests.support.data.encoding import encode
 
 PRESETS = {
     "sd": (4, 0.18215, 0.0),
@@ -42,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def build(folders: dict[str, Path], name: str = "sd3", **changes: object) -> KLAutoencoder:
+def build(folders: dict[str, Path], name: str = "sd3", **changes: object) -> DiffusersAutoencoder:
     channels, scale, shift = PRESETS[name]
     settings = {
         "latent_channels": channels,
@@ -51,7 +52,7 @@ def build(folders: dict[str, Path], name: str = "sd3", **changes: object) -> KLA
         "shift": shift,
         "dtype": "fp32",
     }
-    return KLAutoencoder(source=str(folders[name]), name=name, **{**settings, **changes})  # type: ignore[arg-type]
+    return DiffusersAutoencoder(source=str(folders[name]), name=name, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def posterior(folder: Path, images: torch.Tensor) -> Any:
@@ -159,7 +160,7 @@ def test_its_weights_are_in_no_checkpoint_and_copies_share_them(folders: dict[st
     holder.autoencoder = build(folders)  # type: ignore[assignment]
     assert holder.state_dict() == {}
     assert list(holder.parameters()) == []
-    assert copy.deepcopy(holder).autoencoder._halves._frozen is holder.autoencoder._halves._frozen
+    assert copy.deepcopy(holder).autoencoder._halves.frozen is holder.autoencoder._halves.frozen
 
 
 @pytest.mark.parametrize(
@@ -181,3 +182,10 @@ def test_an_image_that_does_not_fit_is_refused(folders: dict[str, Path]) -> None
 def test_a_bad_way_to_run_is_refused(folders: dict[str, Path], setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"autoencoder\.{setting}={value}"):
         build(folders, **{setting: value})
+
+
+def test_a_config_of_any_depth_is_refused_in_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["sd"], tmp_path / "sd")
+    (tmp_path / "sd/config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"^autoencoder\.source=.*sd cannot be read: .*recursion[^\n]*$"):
+        build({"sd": tmp_path / "sd"}, "sd")

@@ -1,4 +1,4 @@
-"""Remembered latents are the encoder's own."""
+"""Cached latents are the encoder's own."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from rfdit.autoencoder.latent_cache import LatentCache
 
 
 class Encoder:
-    """Counts the images that it is asked for."""
+    """Counts the images that it encodes."""
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -25,6 +25,12 @@ def test_each_image_is_encoded_once() -> None:
     order = torch.tensor([5, 1, 0, 5, 4, 3])
     assert torch.equal(cache(encoder, images[order]), expected[order])
     assert encoder.encoded == 6
+
+
+def test_images_of_the_same_bytes_and_another_shape_are_others() -> None:
+    cache, white = LatentCache(10), torch.ones(1, 3, 4, 8)
+    for images in (white, white.view(1, 3, 8, 4)):  # as buckets=aspect has them
+        assert torch.equal(cache(Encoder(), images), images[:, :1, ::2, ::2] * 3)
 
 
 def test_the_oldest_are_forgotten() -> None:

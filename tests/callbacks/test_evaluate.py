@@ -10,14 +10,13 @@ from unittest.mock import patch
 
 import pytest
 
-import rfdit.train
+import rfdit.commands.train
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.eval.records import read_records
-from tests.command_line import FAST, CommandLine, metrics
-from tests.eval.small_evaluation import tiny_eval, write_reference
-from tests.test_fault_drill import assert_same, state
-from tests.test_kill import environment
-from tests.test_strategies import finish, start
+from tests.support.commands.command_line import FAST, CommandLine, metrics
+from tests.support.commands.processes import ROOT, environment, finish, start
+from tests.support.evaluation.small_evaluation import tiny_eval, write_reference
+from tests.support.training.states import assert_equal, trained_state
 
 pytestmark = pytest.mark.usefixtures("drawn_shapes")
 STEPS = [
@@ -30,7 +29,7 @@ EVERY = ["callbacks.evaluate.every_n_steps=2", "callbacks.evaluate.batch_size=8"
 def run(folder: Path, *overrides: str) -> Path:
     arguments = ["train.py", f"run_dir={folder}", *FAST, *STEPS, *overrides]
     with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment()):
-        rfdit.train.main()
+        rfdit.commands.train.main()
     return folder
 
 
@@ -59,7 +58,7 @@ def protocols(folder: Path) -> list[EvalProtocol]:
 def test_a_run_with_evaluations_is_the_run_without(runs: Path) -> None:
     assert len(set(curve(runs / "without"))) == 4
     assert curve(runs / "with") == curve(runs / "without")
-    assert_same(state(runs / "with"), state(runs / "without"))
+    assert_equal(trained_state(runs / "with"), trained_state(runs / "without"))
     assert read_records(runs / "without") == []
 
 
@@ -103,7 +102,7 @@ def test_sample_py_measures_the_same_of_the_last_checkpoint(
     lines = printed.strip().splitlines()
     assert lines[-2] == str(protocols(Path("run"))[2])
     assert lines[-1].startswith("quick: fid=")
-    assert not list(Path("run/evaluations").iterdir())  # what was kept of the pictures is gone
+    assert not list(Path("run/evaluations").iterdir())  # what was kept of the images is gone
     # Other weights and another seed are another protocol.
     cli.sample(*base, *tiny_eval(reference), "weights=raw", "seed=3")
     names = [
@@ -133,7 +132,7 @@ def test_one_that_takes_too_long_is_not_recorded(
     told = [line for line in capsys.readouterr().out.splitlines() if "quick was stopped" in line]
     assert len(told) == 1
     assert told[0].startswith(
-        "step 2  quick was stopped after 0 of 22 pictures, with nothing recorded, by callbacks"
+        "step 2  quick was stopped after 0 of 22 images, with nothing recorded, by callbacks"
     )
     assert read_records(Path("run")) == []
     assert len(curve(Path("run"))) == 4
@@ -143,29 +142,29 @@ def test_one_that_takes_too_long_is_not_recorded(
 def test_a_signal_ends_an_evaluation_and_then_the_run(
     cli: CommandLine, reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rfdit.eval.generation import GenerationMetrics
+    from rfdit.eval.feature_evaluation import FeatureEvaluation
 
-    rows, seen = GenerationMetrics.rows, []
+    rows, seen = FeatureEvaluation.rows, []
 
-    def interrupted(self: GenerationMetrics, images: object, inputs: object) -> object:
+    def interrupted(self: FeatureEvaluation, images: object, inputs: object) -> object:
         seen.append(len(seen))
         if len(seen) == 2:
             signal.raise_signal(signal.SIGTERM)
         return rows(self, images, inputs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GenerationMetrics, "rows", interrupted)
+    monkeypatch.setattr(FeatureEvaluation, "rows", interrupted)
     with pytest.raises(SystemExit) as stopped:
         cli.train("run_dir=run", *STEPS, *EVERY, *tiny_eval(reference))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert (
-        "quick was stopped after 16 of 22 pictures, with nothing recorded, by a signal"
+        "quick was stopped after 16 of 22 images, with nothing recorded, by a signal"
         in capsys.readouterr().out
     )
     assert read_records(Path("run")) == []
     assert Path("run/checkpoints/last.ckpt").exists()
 
 
-def test_its_time_is_no_training_time(
+def test_its_time_is_not_training_time(
     cli: CommandLine, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rfdit.callbacks import Throughput
@@ -187,19 +186,13 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
     small = write_reference(reference.with_name("small.npz"), image_size=(16, 16))
     few = write_reference(reference.with_name("few.npz"), images=12)
     messages = {
-        error(
-            *tiny_eval("missing.npz")
-        ): "eval.reference=missing.npz: there is no such file; python -m rfdit.eval.refer",
-        error(
-            *tiny_eval(small)
-        ): "eval.reference: the reference is of images of 16 x 16, and those to measure have 32",
+        error(*tiny_eval("missing.npz")): "eval.reference=missing.npz is not a file; rfdit reference",
+        error(*tiny_eval(small)): "eval.reference has images of 16 x 16, and the evaluation has images of 32",
         error(
             *tiny_eval(reference, inputs="balanced")
         ): "eval/inputs=balanced asks for class labels and this model was",
         error(*tiny_eval(reference, samples=0)): "eval.samples=0 must be at least 1",
-        error(
-            *tiny_eval(reference, samples=9)
-        ): "eval.samples=9 is too few for kid, whose settings ask for at",
+        error(*tiny_eval(reference, samples=9)): "eval.samples=9 is too few for kid, which needs at least 10",
         error(
             *tiny, "eval.metrics.kid.subset_size=20", "eval.samples=50", "eval.reference=" + str(few)
         ): "kid.subset_size=20 is more than the 12 reference images; give fewer",
@@ -211,10 +204,10 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
         ): "callbacks.evaluate.max_minutes=0 must be more than 0",
         error(
             *tiny, "+eval.sample=3"
-        ): "eval.sample is no setting of GenerationMetrics; did you mean samples?",
+        ): "eval.sample is not a setting of FeatureEvaluation; did you mean samples?",
         error(
             *tiny, "eval.reference=null"
-        ): "reference is not set, and fid compares with one; python -m rfdit.eval.ref",
+        ): "eval.reference is not set, and fid compares with one; make one with rfdit reference",
     }
     for message, expected in messages.items():
         assert message.startswith(expected)
@@ -224,11 +217,12 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_measure_what_one_does(runs: Path, reference: Path, strategy: str) -> None:
-    """To the bit, from the same weights: training goes on with them before the first evaluation alone."""
+    """Equal to the bit from the same weights, with which training goes on only before the first evaluation."""
     evaluation = [*EVERY, *tiny_eval(reference), "trainer.max_steps=2", "optimizer.lr=0"]
     one = run(runs / f"one_{strategy}", *evaluation)
     two = [f"strategy={strategy}", "trainer.devices=2", "data.batch_size=2"]
-    finish(start(runs / strategy, *FAST, *STEPS, later=[*evaluation, *two]))
+    command = [f"run_dir={runs / strategy}", *FAST, *STEPS, *evaluation, *two]
+    finish(start(ROOT / "train.py", *command, cwd=runs))
     (mine,), (theirs,) = read_records(runs / strategy), read_records(one)
     assert mine["values"] == theirs["values"]
     assert mine["protocol"] == theirs["protocol"]

@@ -1,4 +1,4 @@
-"""What the pictures during training are of."""
+"""The inputs of the images that are sampled during training."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rfdit.conditioning import LabelConditioner, TextConditioner
 
 
 class NoEncoder(torch.nn.Module):
-    """A text encoder that must not be asked."""
+    """A text encoder that must not be called."""
 
     width = pooled_width = length = 1
 

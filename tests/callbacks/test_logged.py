@@ -1,4 +1,4 @@
-"""Numbers that callbacks log mean what they are called."""
+"""Numbers that callbacks log are what their names say."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rfdit.callbacks.throughput import peak_memory
-from rfdit.training.device import pick_precision
-from rfdit.training.peak import matmul_peak
-from tests.command_line import CommandLine, metrics
+from rfdit.cost.count import matmul_peak
+from rfdit.device import pick_precision
+from tests.support.commands.command_line import CommandLine, metrics
 
 
 def test_time_bins_average_to_the_loss(cli: CommandLine) -> None:
@@ -40,6 +40,7 @@ def test_throughput(cli: CommandLine) -> None:
         assert 0.1 < float(row["speed/peak_memory_gb"]) < 64
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_was_taken() -> None:
     before = peak_memory(torch.device("cpu"))
     torch.ones(before // 4)  # as much again, in float32
@@ -48,7 +49,7 @@ def test_peak_memory_sees_what_was_taken() -> None:
 
 @pytest.mark.parametrize(("steps", "written"), [(6, 2), (3, 1)])
 def test_trace(cli: CommandLine, steps: int, written: int) -> None:
-    """Of the two steps after the first two, or of what there is of them."""
+    """The trace has the two steps after the first two, or those of them that were taken."""
     cli.train(
         "run_dir=run", f"trainer.max_steps={steps}", "profiler=torch", "callbacks.trace.first_step=2",
         "callbacks.trace.steps=2",
@@ -58,8 +59,9 @@ def test_trace(cli: CommandLine, steps: int, written: int) -> None:
     assert sum(name.startswith("Optimizer.step#") for name in names) == written
 
 
+@pytest.mark.slow
 def test_a_trace_of_steps_that_the_run_does_not_come_to(cli: CommandLine) -> None:
-    """It is refused; but a run that is resumed near its end goes on."""
+    """A new run is refused, but a run that is resumed near its end goes on."""
     trace = ["profiler=torch", "callbacks.trace.first_step=3"]
     refused = "callbacks.trace.first_step=3 is never reached in the 3 steps up to trainer.max_steps"
     assert cli.error("train", "run_dir=run", *trace).startswith(refused)
@@ -71,10 +73,10 @@ def test_a_trace_of_steps_that_the_run_does_not_come_to(cli: CommandLine) -> Non
 
 
 def test_peak_is_the_rate_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 n^3 operations a product; by a clock that says how long each takes, the first of which warms up."""
+    """A product takes 2 n^3 operations; a mocked clock gives the time of each, and the first one warms up."""
     seconds = [8.0, 4.0, 2.0, 4.0]
     readings = iter([reading for taken in seconds for reading in (100.0, 100.0 + taken)])
-    monkeypatch.setattr("rfdit.training.peak.time.perf_counter", lambda: next(readings))
+    monkeypatch.setattr("rfdit.cost.count.time.perf_counter", lambda: next(readings))
     rate = matmul_peak(torch.device("cpu"), torch.float32, size=16, repeats=3)
     assert rate == 2 * 16**3 / 2.0
     assert next(readings, None) is None
@@ -82,8 +84,18 @@ def test_peak_is_the_rate_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 
 def test_precision_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, name in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr("rfdit.training.device.multiplies_bf16_fast", lambda device, fast=fast: fast)
+        monkeypatch.setattr("rfdit.device.multiplies_bf16_fast", lambda device, fast=fast: fast)
         assert pick_precision("auto", torch.device("cpu")) == name
+
+
+def test_captions_that_are_cut_off_are_told_in_training_and_sampling(
+    cli: CommandLine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.train("run_dir=run", "text_encoder.length=4", "trainer.max_steps=1", "data.batch_size=8")
+    told = "100.0% of the first 8 captions are longer than text_encoder.length=4 tokens"
+    assert told in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=r'these ends are cut off: "\.\.\. circle on a hill"$'):
+        cli.sample("ckpt=run", "prompts=[a red circle on a hill]", "sampler.steps=1", "out=out")
 
 
 def test_skipped_samples_are_logged_and_told(

@@ -1,4 +1,4 @@
-"""What is written below the pictures of a grid."""
+"""The captions below the images of a grid."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rfdit.batch import Batch
 from rfdit.callbacks import SampleGrid
 from rfdit.callbacks.sample_grid import captions_of
 from rfdit.conditioning import LabelConditioner
-from rfdit.grid import captioned_grid
+from rfdit.image_grid import captioned_grid
 from rfdit.model import DiT
 from rfdit.network import Network
 from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
@@ -101,10 +101,3 @@ def test_labels_that_were_asked_for_take_the_names_that_the_batch_has(
 
 def test_captions_stay_as_they_are() -> None:
     assert captions_of(["a red circle", "7"], labelled(0, 1)) == ["a red circle", "7"]
-
-
-def test_a_checkpoint_of_before_has_no_captions(tmp_path: Path, written: list[list[str]]) -> None:
-    grid = sample_grid(tmp_path)
-    grid.load_state_dict({"inputs": [2, 2]})
-    fit(grid, labelled(2, 0))
-    assert written == [["2: golden retriever"] * 2]

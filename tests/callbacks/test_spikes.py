@@ -1,4 +1,4 @@
-"""What a guard refuses changes nothing but the count of it."""
+"""A step that the guard refuses changes nothing but the count of refused steps."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rfdit.batch import Batch
 from rfdit.callbacks import SpikeGuard
 from rfdit.training.module import FlowModule
 from rfdit.training.optim import refuse_step
-from tests.command_line import CommandLine, metrics
+from tests.support.commands.command_line import CommandLine, metrics
 
 SPIKES = ["spikes=median", "callbacks.spikes.window=3", "trainer.precision=fp32"]
 
@@ -68,6 +68,7 @@ def test_a_refused_step_changes_nothing(fused: bool) -> None:
     assert not any(torch.equal(a, b) for a, b in zip(before, flattened()))
 
 
+@pytest.mark.slow
 def test_outliers_are_skipped_and_counted(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {1: 1e4, 5: 1e4, 7: float("inf")})
     for steps in (5, 6, 7, 8):
@@ -83,6 +84,7 @@ def test_outliers_are_skipped_and_counted(cli: CommandLine, monkeypatch: pytest.
     assert saved("run8")["global_step"] == 8
 
 
+@pytest.mark.slow
 def test_resume_is_bit_equal_to_no_interruption(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, {3: 1e4, 5: 1e4})
     settings = [*SPIKES, "schedule=constant"]
@@ -114,7 +116,7 @@ def test_without_end_the_run_stops(cli: CommandLine, monkeypatch: pytest.MonkeyP
 def test_a_non_finite_gradient_stops_before_the_weights(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, last: bool
 ) -> None:
-    """Of a finite loss; also in the last step of a run."""
+    """The loss itself is finite; this holds in the last step of a run, too."""
     cli.train("run_dir=before", "trainer.max_steps=2", "trainer.precision=fp32", "schedule=constant")
     spoil(monkeypatch, {2: float("inf")})
     message = cli.error(

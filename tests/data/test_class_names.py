@@ -1,4 +1,4 @@
-"""Names of classes in every form, and samples that carry them; wrong numbers of classes come out."""
+"""Names of classes in every form, and samples that carry them; wrong numbers of classes are found."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from rfdit.config import CONFIG_DIR, build, register
+from rfdit.config.build import CONFIG_DIR, build, register
 from rfdit.data.class_names import ClassDecoder, read_class_names
 from rfdit.data.sample import Decoder
 from rfdit.data.skips import SkippedSampleError, SkipReason
@@ -55,11 +55,11 @@ def test_a_tree_with_some_of_the_classes_takes_their_names(file: Callable[[str],
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("n01 a\nn02 b\n", "names 2 classes, and not 1 of the 3 class folders, the first of them n10$"),
+        ("n01 a\nn02 b\n", "has no name for 1 of the 3 class folders, the first of them n10$"),
         ('["a", "b"]', "has 2 names for 3 class folders$"),
         ("tench\ngoldfish\n", 'has tench without a name; give a text file with "n01440764 tench'),
         ("\n", "has nothing without a name"),
-        ('{"n01": ', "is no JSON: "),
+        ('{"n01": ', "is not JSON: "),
         ('{"0": ["n01", "tench"]}', "does not name classes by strings; give"),
         ("[]", "does not name classes by strings"),
     ],
@@ -70,7 +70,7 @@ def test_other_forms_are_named(file: Callable[[str], str], text: str, sentence: 
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^names=/no/where is no file; give a text file"):
+    with pytest.raises(ValueError, match=r"^names=/no/where is not a file; give a text file"):
         read_class_names("/no/where", setting="names")
 
 
@@ -79,7 +79,6 @@ def test_a_class_has_its_name_as_caption(
 ) -> None:
     decoder = ClassDecoder(names=file(text_file()))
     assert isinstance(decoder, Decoder)
-    assert decoder.check([], (8, 8)) is None
     sample = decoder(make_sample(2), (8, 8))
     assert (sample.key, sample.label, sample.caption) == ("000002", 2, "golden retriever")
     assert sample.image is not None

@@ -1,7 +1,9 @@
-"""Every form that an image, a caption or a label comes in, and what becomes of bad ones."""
+"""Every form of images, captions and labels, and the handling of bad ones."""
 
+import codecs
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from rfdit.data import decode
-from rfdit.data.decode import SampleDecoder, decode_image
+from rfdit.data.decode import SampleDecoder, decode_image, find_caption, find_label, find_metadata
 from rfdit.data.filters import Filters
 from rfdit.data.skips import SkippedSampleError, SkipReason
-from rfdit.data.tar_source import TarReader
+from rfdit.data.tar.source import TarReader
 
 
 def encode(image: Image.Image, form: str = "png", **options: object) -> bytes:
@@ -79,7 +81,7 @@ def test_an_image_of_the_right_size_is_unchanged() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("side", [32, 600])
 def test_exif_orientation_is_respected(orientation: int, side: int) -> None:
-    """A picture with a red top, stored as a camera held that way stores it; large, so that JPEG's draft acts."""
+    """An image with a red top, stored as by a camera held that way; large enough for JPEG's draft mode."""
     upright = Image.new("RGB", (side, side), "blue")
     upright.paste("red", (0, 0, side, side // 2))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that the tag takes back
@@ -133,6 +135,8 @@ def test_damaged_images_are_told_from_too_large_ones(monkeypatch: pytest.MonkeyP
     assert reason(jpeg[: len(jpeg) // 2]) == SkipReason.CORRUPT_IMAGE
     assert reason(b"<html>not found</html>") == SkipReason.CORRUPT_IMAGE
     assert reason(b"") == SkipReason.CORRUPT_IMAGE
+    # A row of 8 pixels costs as much as one of hundreds.
+    assert reason(encode(Image.new("1", (8, 65_536)))) == SkipReason.IMAGE_TOO_LARGE
     monkeypatch.setattr(decode, "MAX_PIXELS", 100 * 100)
     assert reason(jpeg) == SkipReason.IMAGE_TOO_LARGE
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 50)  # Pillow's own guard, far beyond ours
@@ -155,6 +159,23 @@ def test_captions_and_labels_come_from_where_the_keys_say() -> None:
     assert (sample.caption, sample.label) == (None, 3)
     about = {"caption": "ein Hündchen", "about": {"label": 5}}
     assert decoded(json=json.dumps(about).encode()) == ("ein Hündchen", 5)
+    sample = SampleDecoder(caption_key="long.txt")(files | {"long.txt": b"a grey cat"}, (8, 8))
+    assert sample.caption == "a grey cat"
+
+
+def test_a_byte_order_mark_is_not_part_of_a_caption_or_label() -> None:
+    assert find_caption({"txt": codecs.BOM_UTF8 + b"a cat\r\n"}, "txt") == "a cat"
+    assert find_caption({"txt": "a cat".encode("utf-16")}, "txt") == "a cat"
+    assert find_caption({"json": codecs.BOM_UTF8 + b'{"caption": "a cat"}'}, "json.caption") == "a cat"
+    assert find_metadata({"json": codecs.BOM_UTF8 + b'{"caption": "a cat"}'}) == {"caption": "a cat"}
+    assert find_label({"cls": codecs.BOM_UTF8 + b"3\r\n"}, "cls") == 3
+
+
+def test_a_list_of_captions_gives_the_first_that_is_not_blank() -> None:
+    assert decoded(json=b'{"caption": [null, "", " a cat ", "a grey cat"], "about": {"label": 5.0}}') == (
+        "a cat",
+        5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,16 +186,39 @@ def test_captions_and_labels_come_from_where_the_keys_say() -> None:
         ({"json": b"[]"}, SkipReason.MISSING_CAPTION),
         ({"json": b'{"caption": null}'}, SkipReason.MISSING_CAPTION),
         ({"json": b'{"caption": "  "}'}, SkipReason.EMPTY_CAPTION),
+        ({"json": b'{"caption": []}'}, SkipReason.EMPTY_CAPTION),
+        ({"json": b'{"caption": 7}'}, SkipReason.CAPTION_NOT_TEXT),
+        ({"json": b'{"caption": [{"text": "b"}]}'}, SkipReason.CAPTION_NOT_TEXT),
         ({"json": b'{"caption": '}, SkipReason.CORRUPT_METADATA),
-        ({"json": b'{"caption": "\xff"}'}, SkipReason.CORRUPT_METADATA),
+        ({"json": b"[" * 200_000}, SkipReason.CORRUPT_METADATA),
+        ({"json": b'{"caption": "\xff"}'}, SkipReason.NOT_UTF8),
         ({"json": b'{"caption": "a"}'}, SkipReason.MISSING_LABEL),
-        ({"json": b'{"caption": "a", "about": {"label": "cat"}}'}, SkipReason.MISSING_LABEL),
+        *(
+            ({"json": b'{"caption": "a", "about": {"label": %s}}' % label}, SkipReason.LABEL_NOT_A_CLASS)
+            for label in (b'"cat"', b"3.5", b"true", b"[3]", b"Infinity", b"NaN", b"1e308", b'"12abc"')
+        ),
     ],
 )
-def test_what_is_missing_is_named(files: dict[str, bytes], expected: SkipReason) -> None:
+def test_what_is_wrong_with_a_field_is_named(files: dict[str, bytes], expected: SkipReason) -> None:
     with pytest.raises(SkippedSampleError) as error:
         decoded(**files)
     assert error.value.reason == expected
+    assert pickle.loads(pickle.dumps(error.value)).reason == expected  # workers send it
+
+
+@pytest.mark.parametrize(
+    ("key", "detail"),
+    [
+        ("text", "there is no text; its files are png, json"),
+        ("json.title", "there is no json.title; json has caption, about"),
+        ("json.about.title", "there is no json.about.title; json.about has label"),
+        ("json.caption.title", "there is no json.caption.title; json.caption is 'a'"),
+    ],
+)
+def test_a_key_that_does_not_exist_is_told_with_those_that_do(key: str, detail: str) -> None:
+    raw = {"__key__": "0", "png": b"", "json": b'{"caption": "a", "about": {"label": 5}}'}
+    with pytest.raises(SkippedSampleError, match=f"^missing_caption: {detail}$"):
+        find_caption(raw, key)
 
 
 def test_a_sample_without_an_image_is_named() -> None:

@@ -1,5 +1,6 @@
-"""What is dropped, why, and what is said of wrong settings."""
+"""The samples that filters drop, the reasons, and messages about wrong settings."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,31 @@ def test_what_is_not_known(settings: dict[str, Any], name: str, row: dict[str, A
     assert reason(Filters(**settings, keep_unknown=True), row) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "column", "name"),
+    [
+        ({"min_size": 1}, "WIDTH", "invalid_size"),
+        ({"max_aspect": 2}, "HEIGHT", "invalid_size"),
+        ({"min_aesthetic": 1}, "AESTHETIC_SCORE", "invalid_aesthetic"),
+        ({"max_watermark": 1}, "pwatermark", "invalid_watermark"),
+        ({"max_unsafe": 1}, "punsafe", "invalid_unsafe"),
+    ],
+)
+@pytest.mark.parametrize("keep_unknown", [False, True])
+def test_what_cannot_be_a_number(
+    settings: dict[str, Any], column: str, name: str, keep_unknown: bool
+) -> None:
+    filters = Filters(**settings, keep_unknown=keep_unknown)
+    for value in (math.inf, -math.inf, True, "12abc", [5], "nan"):
+        assert reason(filters, ROW | {column: value}) == name
+    if name == "invalid_size":
+        for value in (512.5, 1e308, 0, -3, 10**400):
+            assert reason(filters, ROW | {column: value}) == name
+            assert (
+                reason(filters, ROW | {column: value}, size=(300, 300)) is None
+            )  # what the image says counts
+
+
 def test_the_image_tells_its_size_where_the_metadata_does_not() -> None:
     assert reason(Filters(min_size=10), {}, size=(10, 20)) is None
     assert reason(Filters(min_size=11), {}, size=(10, 20)) == "filtered_size"
@@ -75,7 +101,10 @@ def test_columns_can_have_other_names() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"columns": {"colour": "c"}}, r"data\.filters\.columns\.colour is no column.* width, height"),
+        (
+            {"columns": {"colour": "c"}},
+            r"data\.filters\.columns\.colour is not used by any filter; use width, height",
+        ),
         ({"min_caption": 5, "max_caption": 4}, r"min_caption=5 is more than data\.filters\.max_caption=4"),
         ({"max_aspect": 0.5}, r"data\.filters\.max_aspect=0.5: .* at least 1"),
     ],

@@ -1,4 +1,4 @@
-"""Averages are the sums that their profiles say, over all steps."""
+"""Averages are the weighted sums over all steps that their profiles state."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ STDS = [0.02, 0.05, 0.1, 0.15, 0.25]
 
 
 def step_weights(profile: Profile, steps: int) -> Tensor:
-    """(steps + 1,) how much of the initial weights, and of each step's, is in the average, in float64."""
+    """(steps + 1,) the share of the initial weights, and of each step's, in the average, in float64."""
     weights = torch.zeros(steps + 1, dtype=torch.float64)
     weights[0] = 1
     for update in range(1, steps + 1):
@@ -87,7 +87,7 @@ def test_decay_must_be_possible(decay: float) -> None:
 
 
 def test_averages_follow_their_profiles() -> None:
-    """Against the explicit weighted sums of all steps' weights; what is frozen stays."""
+    """Compared with the explicit weighted sums of all steps' weights; frozen weights stay."""
     labels = LabelConditioner(num_classes=3, width=4)
     labels.table.weight.requires_grad_(False)
     network = Network(backbone=nn.Linear(3, 4), conditioner=labels)
@@ -143,7 +143,6 @@ def test_an_update_stands_for_the_steps_since_the_last(every: int) -> None:
 
 
 def test_averages_know_the_steps_that_wait() -> None:
-    """Also of a checkpoint of before there were any."""
     network = Network(backbone=nn.Linear(3, 4), conditioner=LabelConditioner(num_classes=3, width=4))
     averages = Averages(network=network, profiles={"power": PowerFunction(std=0.12)})
     averages.start(network, {})
@@ -152,8 +151,8 @@ def test_averages_know_the_steps_that_wait() -> None:
     assert (averages.updates, averages.waiting) == ({"power": 4}, {"power": 2})
     averages.update()
     assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 0})
-    saved = averages.state_dict()
-    del saved["power"]["waiting"]
     averages.update(due=False)
+    saved = averages.state_dict()
+    averages.start(network, {})
     averages.start(network, saved)
-    assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 0})
+    assert (averages.updates, averages.waiting) == ({"power": 7}, {"power": 1})

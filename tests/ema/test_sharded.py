@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -103,7 +104,7 @@ def check_rank(rank: int, folder: Path) -> None:
             shard(network, mesh)
         resumed.start(resumed_network, saved)
         compare(resumed, whole)
-    dist.barrier()  # nobody leaves while another still reads from it
+    dist.barrier()  # no rank leaves while another still reads from it
     dist.destroy_process_group()
 
 
@@ -123,5 +124,6 @@ def check_snapshots(rank: int, folder: Path, sharded: Averages, whole: Averages)
     assert os.listdir(folder / "sharded") == os.listdir(folder / "whole")
 
 
+@pytest.mark.slow
 def test_sharded_averages_are_bit_equal_to_whole_ones(tmp_path: Path) -> None:
     mp.spawn(check_rank, args=(tmp_path,), nprocs=RANKS)

@@ -1,4 +1,4 @@
-"""A protocol names every difference, and survives being written down."""
+"""A protocol names every difference, and is the same after it is written and read."""
 
 import json
 from dataclasses import replace
@@ -7,27 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from rfdit.config import build
-from rfdit.eval.protocol import EvalProtocol, group_by_protocol, settings_of, weights_settings
-from rfdit.frozen import weights_digest
+from rfdit.config.build import build
+from rfdit.eval.protocol import EvalProtocol, group_by_protocol
+from rfdit.eval.protocol_settings import evaluations_per_image, settings_of, weights_settings
+from rfdit.pretrained.frozen import weights_digest
 from rfdit.sampler import Autoguidance, ClassifierFree, CustomGrid
-from tests.test_config import NEEDS, OPTIONS, composed
-
-PROTOCOL = EvalProtocol(
-    metrics={"fid": {"name": "FrechetDistance", "features": "pool"}},
-    features={"name": "inception", "sha256": "ab" * 32, "resize": "tensorflow"},
-    reference={"name": "emoji", "sha256": "cd" * 32},
-    samples=50_000,
-    image_size=[32, 32],
-    inputs={"name": "labels", "order": "balanced", "classes": 10},
-    sampler={"solver": {"name": "Euler"}, "grid": {"name": "UniformGrid"}, "shift": 1.0},
-    steps=25,
-    evaluations=50.0,
-    guidance={"name": "ClassifierFree", "scale": 3.0},
-    precision="bf16",
-    weights={"name": "ema", "profile": "FixedDecay", "decay": 0.9999},
-    seed=0,
-)
+from tests.support.commands.composing import NEEDS, OPTIONS, composed
+from tests.support.evaluation.small_evaluation import PROTOCOL
 
 
 def test_a_protocol_survives_being_written() -> None:
@@ -80,7 +66,7 @@ def test_a_reference_is_its_contents() -> None:
 
 
 def test_what_was_kept_of_a_reference_s_images_makes_a_difference() -> None:
-    """Precision and recall depend on how many features there are, all numbers on the network's arithmetic."""
+    """Precision and recall depend on the number of features, and all values on the network's arithmetic."""
     few, many = (replace(PROTOCOL, reference=PROTOCOL.reference | {"features_kept": n}) for n in (100, 1000))
     assert few.differences(many) == ["reference.features_kept=100 (there 1000)"]
     assert few.hash != many.hash
@@ -88,7 +74,7 @@ def test_what_was_kept_of_a_reference_s_images_makes_a_difference() -> None:
 
 def test_one_line_says_it_all() -> None:
     assert str(PROTOCOL) == (
-        f"[{PROTOCOL.hash}] 50,000 pictures of 32x32, labels order balanced classes 10, Euler 25 steps "
+        f"[{PROTOCOL.hash}] 50,000 images of 32x32, labels order balanced classes 10, Euler 25 steps "
         "(50 evaluations), ClassifierFree scale 3.0, bf16, weights ema profile FixedDecay decay 0.9999, "
         "features inception resize tensorflow abababab, reference emoji cdcdcdcd, seed 0"
     )
@@ -107,7 +93,7 @@ def test_records_are_grouped_and_groups_say_how_they_differ() -> None:
     assert group_by_protocol([]) == []
 
 
-def test_what_is_no_protocol_is_refused() -> None:
+def test_other_fields_than_a_protocol_has_are_refused() -> None:
     record = PROTOCOL.as_dict()
     del record["seed"]
     with pytest.raises(ValueError, match=r"differs in \['colour', 'seed'\]"):
@@ -127,7 +113,7 @@ def test_objects_say_what_they_are() -> None:
 
 @pytest.mark.parametrize("group", ["sampler", "guidance"])
 def test_every_setting_of_every_option_is_in_the_description(group: str) -> None:
-    """So that no class keeps a setting where a protocol would not see it."""
+    """No class may keep a setting where a protocol would not see it."""
     for option in [name for g, name in OPTIONS if g == group]:
         choice = f"{group}={option}"
         node = composed("sample", choice, *NEEDS.get(choice, []))[group]
@@ -140,6 +126,26 @@ def test_every_setting_of_every_option_is_in_the_description(group: str) -> None
 def _settings(node: dict[str, object]) -> set[str]:
     inner = [_settings(child) for child in node.values() if isinstance(child, dict)]
     return {name for name in node if not name.startswith("_")}.union(*inner)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "evaluations"),
+    [
+        (["guidance=none"], 5),
+        (["guidance.scale=1"], 5),
+        (["guidance=cfg"], 10),
+        (["guidance.batched=false"], 10),
+        (["sampler=heun"], 20),
+        (["sampler=rk4", "guidance=none"], 20),
+        (["sampler=sde", "guidance=none"], 5),
+        (["guidance=interval", "guidance.low=0.3", "guidance.high=0.7"], 7),  # at t of 1, .8, .6, .4 and .2
+        (["guidance=autoguidance", "guidance.guide.ckpt=not/loaded"], 10),
+        (["sampler=dopri5"], None),
+    ],
+)
+def test_evaluations_are_counted(overrides: list[str], evaluations: float | None) -> None:
+    sampler = build(composed("sample", *overrides, "sampler.steps=5")["sampler"])
+    assert evaluations_per_image(sampler, (3, 4, 4)) == evaluations
 
 
 def test_weights_are_the_profiles_of_the_run() -> None:

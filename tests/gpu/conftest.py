@@ -1,4 +1,4 @@
-"""What only a GPU does. RFDIT_TEST_DEVICE=cpu rehearses these tests on a CPU, as far as that goes."""
+"""Tests that need a GPU. RFDIT_TEST_DEVICE=cpu rehearses these tests on a CPU, as far as that goes."""
 
 import os
 import shutil
@@ -55,9 +55,9 @@ def fp8(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """FP8 products; a rehearsal on a CPU emulates them."""
     pytest.importorskip("torchao.float8", reason="torchao is not installed")
     if device.type == "cpu":
-        from rfdit.training.fp8 import use_fp8
+        from rfdit.model.acceleration import use_fp8
 
-        monkeypatch.setattr("rfdit.train.check_fp8", lambda device: None)
+        monkeypatch.setattr("rfdit.commands.train.check_fp8", lambda device: None)
         monkeypatch.setattr("rfdit.training.module.use_fp8", lambda backbone: use_fp8(backbone, emulate=True))
     elif torch.cuda.get_device_capability(device) < (8, 9):
         pytest.skip("FP8 needs a GPU of compute capability 8.9 or more")

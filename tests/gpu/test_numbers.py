@@ -7,60 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rfdit.batch import Condition
-from rfdit.model import DiT, FusedAttention, ManualAttention, MMDiT
-from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
+from rfdit.model import FusedAttention, ManualAttention
 from rfdit.randomness import SampleGenerator
-from tests.model.conftest import randomise
+from tests.support.gpu.gradients import assert_near, build, loss_and_gradients
 
-BATCH, SHAPE = 8, (4, 8, 8)
-SIZE = {"width": 128, "depth": 2, "num_heads": 2, "patch_size": 2, "in_channels": 4, "input_size": 8}
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-
-
-def build(kind: str, **changes: object) -> nn.Module:
-    """Random weights, the same at every call: at initialisation most of a network is multiplied by zero."""
-    if kind == "dit":
-        return randomise(DiT(**SIZE | changes))
-    return randomise(MMDiT(**SIZE | {"pooled_width": 24, "token_width": 40} | changes))
-
-
-def condition(kind: str) -> Condition:
-    generator = torch.Generator().manual_seed(3)
-    if kind == "dit":
-        return Condition(pooled=torch.randn(BATCH, 128, generator=generator))
-    pooled, tokens = (torch.randn(BATCH, *shape, generator=generator) for shape in ((24,), (7, 40)))
-    return Condition(pooled, tokens, torch.arange(7) < torch.arange(BATCH)[:, None] % 7 + 1)
-
-
-def loss_and_gradients(
-    network: nn.Module, kind: str, device: torch.device, *, bf16: bool = False
-) -> tuple[float, dict[str, Tensor]]:
-    """Of the objective for fixed latents, with noise and times from the samples' numbers."""
-    network.to(device).zero_grad()
-    z0 = torch.randn(BATCH, *SHAPE, generator=torch.Generator().manual_seed(4)).to(device)
-    objective = VelocityMatching(time=UniformTime(), coupling=IndependentCoupling())
-    generator = SampleGenerator(seed=5, keys=torch.arange(BATCH, device=device), purpose="train")
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        cond = condition(kind).map(lambda tensor: tensor.to(device))
-        loss = objective(network, z0, cond, generator=generator).total
-    loss.backward()
-    return loss.item(), {name: p.grad.cpu() for name, p in network.named_parameters() if p.grad is not None}
-
-
-def assert_near(
-    found: tuple[float, dict[str, Tensor]], wanted: tuple[float, dict[str, Tensor]], bound: float
-) -> None:
-    """Loss and every gradient within `bound` of its size, small gradients within that of a hundredth of all."""
-    assert found[0] == pytest.approx(wanted[0], rel=bound)
-    assert found[1].keys() == wanted[1].keys()
-    whole = torch.stack([gradient.norm() for gradient in wanted[1].values()]).norm()
-    for name, gradient in wanted[1].items():
-        error = (found[1][name] - gradient).norm()
-        assert error <= bound * max(gradient.norm(), whole / 100), (name, error / gradient.norm())
 
 
 @pytest.mark.parametrize(("bf16", "bound"), [(False, 2e-4), (True, 0.05)])
@@ -70,15 +24,15 @@ def test_loss_and_gradients_are_the_cpus(
     device: torch.device, kind: str, changes: dict[str, object], bf16: bool, bound: float
 ) -> None:
     """Float32 on both within rounding; bf16 on the GPU within five hundredths of float32 on the CPU."""
-    wanted = loss_and_gradients(build(kind, **changes), kind, CPU)
+    expected = loss_and_gradients(build(kind, **changes), kind, CPU)
     found = loss_and_gradients(build(kind, **changes), kind, device, bf16=bf16)
-    assert_near(found, wanted, bound)
+    assert_near(found, expected, bound)
 
 
 def test_compiled_blocks_are_the_eager_ones(device: torch.device, compiler: None) -> None:
-    """In a process of its own: not every torch can trace the shape checks that tests install."""
+    """A process without the tests' shape checks compiles them, since not every torch can trace these."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.compiled", str(device)],
+        [sys.executable, "-m", "tests.support.gpu.compiled", str(device)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -102,7 +56,7 @@ def attended(
 def test_fused_attention_is_the_manual_one_in_bf16(
     device: torch.device, head: int, tokens: int, masked: bool
 ) -> None:
-    """Both within two hundredths of float32's; 72 is XL's head, 77 a number of keys that is no multiple of 8."""
+    """Both within two hundredths of float32's; 72 is XL's head, 77 a number of keys that is not a multiple of 8."""
     generator = torch.Generator().manual_seed(0)
     exact = [torch.randn(3, 2, tokens, head, generator=generator).to(device) for _ in range(3)]
     halves = [x.bfloat16() for x in exact]
@@ -111,8 +65,8 @@ def test_fused_attention_is_the_manual_one_in_bf16(
     out, gradients = attended(ManualAttention(), [x.float() for x in halves], mask)
     for attention in (FusedAttention(), ManualAttention()):
         near, near_gradients = attended(attention, halves, mask)
-        for found, wanted in zip((near, *near_gradients), (out, *gradients)):
-            assert (found - wanted).norm() < 0.02 * wanted.norm()
+        for found, expected in zip((near, *near_gradients), (out, *gradients)):
+            assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_noise_is_the_cpus(device: torch.device) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rfdit.loading import load
-from tests.command_line import CommandLine, metrics
-from tests.test_sample import pictures
-from tests.test_train import assert_equal, state
+from tests.support.commands.command_line import CommandLine, images, metrics
+from tests.support.training.states import assert_equal, resumed_state
 
 SMALL = ["model.width=64", "model.num_heads=1", "data.shards.samples=64", "data.shards.shards=1"]
 PROMPTS = "prompts=[a small red circle,a large blue star,a small green square]"
@@ -49,11 +48,11 @@ def test_resume_is_bit_equal_to_no_interruption(
     cli.train("run_dir=parts", "trainer.max_steps=3", *settings)
     cli.train("run_dir=parts", "trainer.max_steps=8", "ckpt=last", *settings)
     assert losses("whole") == losses("parts")
-    assert_equal(state(Path("whole")), state(Path("parts")))
+    assert_equal(resumed_state(Path("whole")), resumed_state(Path("parts")))
 
 
 def test_resume_without_deterministic_kernels(cli: CommandLine, small: list[str]) -> None:
-    """Sums in another order may differ in the last bits, and no more, after a few steps."""
+    """Sums in another order may differ after a few steps, but only in the last bits."""
     settings = [*small, "trainer.precision=fp32", "schedule=constant"]
     cli.train("run_dir=whole", "trainer.max_steps=8", *settings)
     cli.train("run_dir=parts", "trainer.max_steps=3", *settings)
@@ -75,14 +74,14 @@ def test_checkpoints_in_the_background_are_the_same(
     settings = [*small, "trainer.max_steps=5", "callbacks.checkpoints.every_n_steps=1"]
     for run, background in (("plain", "false"), ("behind", "true")):
         cli.train(f"run_dir={run}", f"trainer.background_checkpoints={background}", *settings)
-    assert_equal(state(Path("plain")), state(Path("behind")))
+    assert_equal(resumed_state(Path("plain")), resumed_state(Path("behind")))
     cli.train("run_dir=behind", "ckpt=last", *small, "trainer.max_steps=7")
     assert len(losses("behind")) == 7
 
 
 def test_steps_between_logs_do_not_wait(cli: CommandLine, small: list[str]) -> None:
-    """With Lightning's loop and the default callbacks around them, and as many tokens as to sort them."""
-    watch = ["+callbacks.watch._target_=tests.gpu.watch.NoWaiting", "+callbacks.watch.last=6"]
+    """Lightning's loop and the default callbacks surround the steps, and there are enough tokens to sort them."""
+    watch = ["+callbacks.watch._target_=tests.support.gpu.watch.NoWaiting", "+callbacks.watch.last=6"]
     cli.train(
         "run_dir=run",
         *small,
@@ -125,18 +124,18 @@ def test_fp8_runs(cli: CommandLine, small: list[str], fp8: None) -> None:
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
-def test_pictures(cli: CommandLine, small: list[str], accelerator: str, precision: str) -> None:
-    """Finite, the same again, and in float32 the CPU's within two of 255."""
+def test_images(cli: CommandLine, small: list[str], accelerator: str, precision: str) -> None:
+    """Images are finite, the same in a second run, and in float32 within two of 255 of the CPU's."""
     cli.train("run_dir=run", *small, "trainer.max_steps=6", "schedule=constant", "schedule.warmup_steps=0")
     request = ["ckpt=run", PROMPTS, f"precision={precision}", "sampler.steps=4"]
     for out in ("first", "again"):
         cli.sample(*request, f"accelerator={accelerator}", f"out={out}")
-    first = pictures(Path("first"))
+    first = images(Path("first"))
     assert first.shape == (3, 32, 32, 3)
-    assert np.array_equal(first, pictures(Path("again")))
+    assert np.array_equal(first, images(Path("again")))
     if precision == "fp32":
         cli.sample(*request, "accelerator=cpu", "out=cpu")
-        assert abs(first.astype(int) - pictures(Path("cpu"))).max() <= 2
+        assert abs(first.astype(int) - images(Path("cpu"))).max() <= 2
 
 
 def test_loaded_pipelines_give_finite_latents(cli: CommandLine, small: list[str], accelerator: str) -> None:

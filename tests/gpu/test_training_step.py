@@ -12,13 +12,13 @@ from rfdit.callbacks import SpikeGuard
 from rfdit.conditioning import LabelConditioner, TextConditioner
 from rfdit.ema import Averages, FixedDecay
 from rfdit.model import DiT, MMDiT
+from rfdit.model.acceleration import use_fp8
 from rfdit.network import Network
 from rfdit.objective import IndependentCoupling, LogitNormalTime, VelocityMatching
 from rfdit.text_encoder.bpe import BPEEncoder
-from rfdit.training.fp8 import use_fp8
 from rfdit.training.module import FlowModule
 from rfdit.training.optim import AdamW, ConstantSchedule
-from tests.gpu.watch import no_waiting
+from tests.support.gpu.watch import no_waiting
 
 BATCH, CLASSES = 4, 5
 SIZE = {"width": 64, "depth": 2, "num_heads": 1, "patch_size": 4, "in_channels": 3, "input_size": 16}
@@ -55,7 +55,7 @@ class Training:
         return Network(backbone=backbone, conditioner=TextConditioner(encoder=encoder, drop=0.5))
 
     def batch(self) -> Batch:
-        """On the device, as the loader's prefetching leaves it there; captions are words on the host."""
+        """A batch on the device, where the loader's prefetching leaves it; captions are words on the host."""
         images = torch.randint(0, 256, (BATCH, 3, 16, 16), dtype=torch.uint8)
         condition = None
         if self.kind == "cached text":
@@ -70,7 +70,7 @@ class Training:
         ).to(self.device)
 
     def step(self, batch: Batch, spoil: Callable[[Tensor], Tensor] = lambda loss: loss) -> Tensor:
-        """What Lightning does with a batch in bf16, less the logging; the loss, still on the device."""
+        """Lightning's step with a batch in bf16, without logging; returns the loss, still on the device."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self.module.training_step(batch, 0)
         spoil(loss).backward()
@@ -102,7 +102,7 @@ def test_nothing_waits_for_the_device(device: torch.device, kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_a_step_is_refused_on_the_device(device: torch.device) -> None:
-    """A gradient that is no number leaves weights, moments and the step count, and nobody waits to know."""
+    """A gradient that is not finite leaves weights, moments and the step count, and the host does not wait."""
     training = Training("labels", device)
     training.module.step_guards.append(lambda norm: ~torch.isfinite(norm))
     batch = training.batch()
@@ -120,9 +120,9 @@ def test_a_step_is_refused_on_the_device(device: torch.device) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
 
 
-def test_the_watch_sees_who_waits(device: torch.device) -> None:
+def test_the_watch_sees_waits(device: torch.device) -> None:
     if device.type == "cpu":
-        pytest.skip("nobody waits for a CPU")
+        pytest.skip("a CPU is never waited for")
     with no_waiting(device), pytest.raises(RuntimeError, match="synchroniz"):
         torch.ones(1, device=device).item()
 

@@ -1,4 +1,4 @@
-"""python -m rfdit.export format=diffusers: diffusers alone loads the folder and computes what we do."""
+"""rfdit export format=diffusers: diffusers alone loads the folder and computes what we do."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from torch import Tensor
 
 import rfdit
 from rfdit.batch import Condition
-from rfdit.config import build
-from rfdit.interchange.diffusers_folder import as_diffusers, write_diffusers_folder
+from rfdit.checkpoint.saved_run import SavedRun
+from rfdit.config.build import build
+from rfdit.generate.load import load_network
+from rfdit.interchange.for_diffusers.folder import as_diffusers, write_diffusers_folder
 from rfdit.model import MMDiT
 from rfdit.randomness import SampleGenerator
-from rfdit.sampling.load import load_network
 from rfdit.text_encoder.bpe import tokenize
-from rfdit.training.checkpoint import SavedRun
-from tests.command_line import CommandLine
-from tests.interchange.conftest import LABELS, MakeCheckpoint
+from tests.support.commands.command_line import CommandLine
+from tests.support.training.checkpoints import LABELS, MakeCheckpoint
 
 CPU = torch.device("cpu")
 T = torch.tensor([0.003, 0.4, 0.97])
@@ -63,7 +63,7 @@ def test_dit_is_the_same_function(
 ) -> None:
     saved = checkpoint(*LABELS, setting)
     pipeline = exported(cli, saved)
-    ours = load_network(saved, saved.config, "ema")
+    ours = load_network(saved, "ema")
     z, labels = noise(3, (3, 32, 32), generator), [0, 4, 2]
     expected = ours.backbone(z, T, ours.conditioner(labels, device=CPU))
     theirs = pipeline.transformer(z, timestep=1000 * T, class_labels=torch.tensor(labels)).sample
@@ -88,7 +88,7 @@ def test_mmdit_is_the_same_function(
     checkpoint: MakeCheckpoint, generator: torch.Generator, overrides: list[str], kind: str
 ) -> None:
     saved = checkpoint(*overrides)
-    ours = load_network(saved, saved.config, "ema")
+    ours = load_network(saved, "ema")
     assert isinstance(ours.backbone, MMDiT)
     theirs = as_diffusers(ours.backbone, saved.weights("ema"))
     assert type(theirs).__name__ == kind
@@ -110,20 +110,21 @@ def test_sd3s_class_loads_without_our_code(cli: CommandLine, checkpoint: MakeChe
     SD3Transformer2DModel.from_pretrained("out/transformer", low_cpu_mem_usage=False)
 
 
+@pytest.mark.slow
 def test_it_runs_without_rfdit(cli: CommandLine, checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    """In a fresh interpreter that cannot import it, by the card's own lines."""
+    """The card's own lines run in a fresh interpreter that cannot import rfdit."""
     cli.export(f"ckpt={checkpoint(*LABELS).path}", "format=diffusers", "out=FOLDER")
     (lines,) = re.findall(r"```python\n(.*?)```", Path("FOLDER/README.md").read_text(), re.DOTALL)
     program = 'import sys\nsys.modules["rfdit"] = None\n' + lines.replace("207", "2")
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert Path("picture.png").exists()
+    assert Path("image.png").exists()
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_labels_give_the_same_pictures(
+def test_labels_give_the_same_images(
     cli: CommandLine, checkpoint: MakeCheckpoint, generator: torch.Generator, shift: float, scale: float
 ) -> None:
     saved = checkpoint(*LABELS, f"sampler.shift={shift}")
@@ -133,15 +134,15 @@ def test_labels_give_the_same_pictures(
         [3, 1], num_inference_steps=4, guidance_scale=scale, latents=start, output_type="latent"
     ).images
     assert difference(theirs, ours_from(saved, [3, 1], start, scale)) <= 1e-5
-    (picture,) = pipeline(3, num_inference_steps=1, generator=torch.manual_seed(0)).images
-    assert picture.size == (32, 32)
+    (image,) = pipeline(3, num_inference_steps=1, generator=torch.manual_seed(0)).images
+    assert image.size == (32, 32)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_captions_give_the_same_pictures(
+def test_captions_give_the_same_images(
     cli: CommandLine, checkpoint: MakeCheckpoint, generator: torch.Generator, scale: float
 ) -> None:
-    """Padding included: ours masks what theirs never sees."""
+    """Our model masks the padding; theirs never sees it."""
     saved = checkpoint("model.input_size=[16,32]", "sampler.shift=2")
     pipeline = exported(cli, saved)
     start = noise(3, (3, 16, 32), generator)
@@ -149,13 +150,13 @@ def test_captions_give_the_same_pictures(
         PROMPTS, num_inference_steps=4, guidance_scale=scale, latents=start, output_type="latent"
     ).images
     assert difference(theirs, ours_from(saved, PROMPTS, start, scale)) <= 1e-5
-    pictures = pipeline(PROMPTS[0], num_inference_steps=1, num_images_per_prompt=2).images
-    assert [picture.size for picture in pictures] == [(32, 16)] * 2
+    images = pipeline(PROMPTS[0], num_inference_steps=1, num_images_per_prompt=2).images
+    assert [image.size for image in images] == [(32, 16)] * 2
 
 
 def ours_from(saved: SavedRun, inputs: list[str] | list[int], start: Tensor, scale: float) -> Tensor:
     """Our sampler's latents from the given noise, in 4 steps."""
-    network = load_network(saved, saved.config, "ema")
+    network = load_network(saved, "ema")
     guidance = {"_target_": "rfdit.sampler.ClassifierFree", "scale": scale}
     sampler = build(saved.config["sampler"] | {"guidance": guidance, "steps": 4})
     with torch.no_grad():
@@ -177,18 +178,23 @@ def test_the_tokenizer_is_the_same(cli: CommandLine, checkpoint: MakeCheckpoint)
 def test_a_pretrained_tower_stays_out(
     cli: CommandLine, checkpoint: MakeCheckpoint, generator: torch.Generator
 ) -> None:
-    """Its features are given instead, of a caption's real tokens."""
+    """Features of a caption's real tokens are given in its place."""
     saved = checkpoint()
     pipeline = exported(cli, saved)
-    tokens, pooled = pipeline.encode_prompt(PROMPTS[0])
-    null = pipeline.encode_prompt("")
-    start = noise(1, (3, 32, 32), generator)
-    settings = {"num_inference_steps": 2, "latents": start, "output_type": "latent"}
-    expected = pipeline(PROMPTS[0], **settings).images
+    settings = {
+        "num_inference_steps": 2,
+        "latents": noise(2, (3, 32, 32), generator),
+        "output_type": "latent",
+    }
+    expected = pipeline(PROMPTS[:2], **settings).images
+    features = {}
+    for side, captions in (("", PROMPTS[:2]), ("negative_", ["", ""])):
+        tokens, pooled, mask = pipeline.encode_prompt(captions)
+        features |= {f"{side}prompt_embeds": tokens, f"{side}pooled_prompt_embeds": pooled}
+        features |= {f"{side}prompt_attention_mask": mask}
     pipeline.text_encoder = None
-    given = pipeline([(tokens, pooled)], negative_prompt=null, **settings).images
-    assert torch.equal(given, expected)
-    with pytest.raises(ValueError, match="this folder has no text encoder: give each prompt as"):
+    assert torch.equal(pipeline(**features, **settings).images, expected)
+    with pytest.raises(ValueError, match="this folder has no text encoder: give prompt_embeds"):
         pipeline(PROMPTS[0])
 
 
@@ -212,7 +218,7 @@ def test_a_vae_comes_along(cli: CommandLine, checkpoint: MakeCheckpoint, assets:
 def test_the_index_names_what_is_there(cli: CommandLine, checkpoint: MakeCheckpoint) -> None:
     exported(cli, checkpoint(*LABELS, "sampler.shift=3"))
     index = json.loads(Path("out/model_index.json").read_text())
-    assert index["_class_name"] == ["pipeline", "LabelPipeline"]
+    assert index["_class_name"] == ["pipeline", "RectifiedFlowPipeline"]
     assert index["vae"] == [None, None]
     assert json.loads(Path("out/scheduler/scheduler_config.json").read_text())["shift"] == 3
     assert "DiffusionPipeline.from_pretrained" in Path("out/README.md").read_text()
@@ -222,8 +228,11 @@ def test_the_index_names_what_is_there(cli: CommandLine, checkpoint: MakeCheckpo
     ("overrides", "said"),
     [
         ([*LABELS, "+model.mlp_ratio=2"], "format=diffusers needs model.mlp_ratio=4"),
-        ([*LABELS, "model.input_size=[16,32]"], "diffusers' DiT makes square pictures, not 4x8 patches"),
-        (["model=dit"], "knows model=dit with class labels, not with captions"),
+        (
+            [*LABELS, "model.input_size=[16,32]"],
+            "format=diffusers with model=dit needs square images, not 4x8",
+        ),
+        (["model=dit"], "supports model=dit with class labels, not with captions"),
     ],
 )
 def test_what_diffusers_cannot_be(
@@ -237,7 +246,9 @@ def test_what_diffusers_cannot_be(
 def test_another_backbone_is_refused(checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     saved = checkpoint()
     other = {"_target_": "rfdit.autoencoder.identity.IdentityAutoencoder"}
-    with pytest.raises(ValueError, match="format=diffusers knows model=dit and model=mmdit, not IdentityAu"):
+    with pytest.raises(
+        ValueError, match=r"model\._target_=\S+IdentityAutoencoder is not a part of a model there"
+    ):
         write_diffusers_folder(
             tmp_path / "out", replace(saved, config=saved.config | {"model": other}), "ema"
         )
@@ -249,7 +260,7 @@ def test_a_run_that_anybody_made_runs_nothing(checkpoint: MakeCheckpoint, tmp_pa
         {"_target_": "os.mkdir", "path": str(tmp_path / "made")},
         saved.config["model"] | {"attention": {"_target_": "os.mkdir", "path": str(tmp_path / "made")}},
     ):
-        with pytest.raises(ValueError, match=r"_target_=os\.mkdir is no class of rfdit"):
+        with pytest.raises(ValueError, match=r"_target_=os\.mkdir is not a part of a model"):
             write_diffusers_folder(
                 tmp_path / "out", replace(saved, config=saved.config | {"model": bad}), "ema"
             )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rfdit.model import DiT
-from rfdit.model.adaln import modulated_norm
-from rfdit.model.backbone import compile_blocks
-from rfdit.model.blocks import gelu
+from rfdit.model.acceleration import compile_blocks
+from rfdit.model.layers.adaln import modulated_norm
+from rfdit.model.layers.mlp import gelu
 
 
 def test_gelu_is_the_tanh_form_however_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

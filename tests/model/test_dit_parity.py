@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rfdit.batch import Condition
 from rfdit.conditioning import LabelConditioner
-from rfdit.interchange.diffusers_names import dit_stacks
+from rfdit.interchange.for_diffusers.names import dit_stacks
 from rfdit.interchange.naming import shapes_of, to_ours
 from rfdit.model import DiT
 from rfdit.network import Network
@@ -88,7 +88,7 @@ def test_the_velocity_is_the_same(randomise: Randomise) -> None:
 
 
 def test_the_gradients_are_the_same(randomise: Randomise) -> None:
-    """Of the loss with respect to the first and the last weights."""
+    """Gradients of the loss with respect to the first and the last weights."""
     theirs = as_ours(reference(randomise))
     ours = copied(theirs)
     weight = torch.randn_like(Z)

@@ -1,4 +1,4 @@
-"""What only MMDiT has: two streams in equal roles, masked captions, and a caption stream that ends."""
+"""Features of MMDiT alone: two streams in equal roles, masked captions, and a caption stream that ends."""
 
 from collections.abc import Callable
 

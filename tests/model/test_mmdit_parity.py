@@ -15,7 +15,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from rfdit.batch import Condition
-from rfdit.interchange.diffusers_names import mmdit_stacks, pooled_stacks
+from rfdit.interchange.for_diffusers.names import mmdit_stacks, pooled_stacks
 from rfdit.interchange.naming import shapes_of, to_ours
 from rfdit.model import MMDiT
 
@@ -96,7 +96,7 @@ def test_the_velocity_is_the_same(randomise: Randomise, qk_norm: bool) -> None:
 
 
 def test_the_gradients_are_the_same(randomise: Randomise) -> None:
-    """Of the loss with respect to the first and the last weights."""
+    """Gradients of the loss with respect to the first and the last weights."""
     theirs = with_linear_pooled(reference(randomise), randomise)
     ours = copied(theirs)
     weight = torch.randn_like(Z)
@@ -113,14 +113,14 @@ def test_the_gradients_are_the_same(randomise: Randomise) -> None:
         assert difference(mine.weight.grad, other.weight.grad.flatten(1)) <= 1e-4
 
 
-def test_a_full_mask_is_no_mask(randomise: Randomise) -> None:
+def test_a_full_mask_changes_nothing(randomise: Randomise) -> None:
     theirs = with_linear_pooled(reference(randomise), randomise)
     masked = Condition(COND.pooled, COND.tokens, torch.ones(3, 5, dtype=torch.bool))
     assert difference(copied(theirs)(Z, T, masked), theirs_on(theirs)) <= 1e-5
 
 
 def test_difference_the_pooled_caption_has_an_mlp(randomise: Randomise) -> None:
-    """SD3's W_2 silu(W_1 c) is no linear layer: with W_c = W_2 W_1 the two differ."""
+    """SD3's W_2 silu(W_1 c) is not a linear layer: with W_c = W_2 W_1 the two differ."""
     theirs = reference(randomise)
     mlp = theirs.time_text_embed.text_embedder
     ours = copied(theirs)
@@ -144,7 +144,7 @@ def test_difference_scale_comes_before_shift(randomise: Randomise, which: str) -
 
 
 def test_difference_positions_are_cropped_from_the_middle(randomise: Randomise) -> None:
-    """With a table larger than the latent; with one of its size, the tables are the same."""
+    """The table here is larger than the latent; for a table of the latent's size, both are the same."""
     same, larger = (reference(randomise, table=table).pos_embed for table in (SIZE // PATCH, 8))
     ours = MMDiT(
         width=WIDTH,

@@ -1,4 +1,4 @@
-"""What holds for DiT and MMDiT alike: zero at the start, trained everywhere, any latent, any path."""
+"""Properties that DiT and MMDiT share: zero at the start, trained everywhere, any latent, any path."""
 
 from collections.abc import Callable
 
@@ -9,31 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rfdit.batch import Condition
 from rfdit.model import ManualAttention
-from rfdit.model.embeddings import sincos_positions
+from rfdit.model.layers.embeddings import sincos_positions
+from tests.support.models.networks import gradients
 
 Make = Callable[..., nn.Module]
 Inputs = Callable[..., tuple[Tensor, Tensor, Condition]]
-
-
-@pytest.fixture(params=["dit", "mmdit"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def network(request: pytest.FixtureRequest, kind: str) -> Make:
-    return request.getfixturevalue(kind)
-
-
-@pytest.fixture
-def given(inputs: Inputs, kind: str) -> Inputs:
-    return lambda *args, **kwargs: inputs(*args, mmdit=kind == "mmdit", **kwargs)
-
-
-def gradients(network: nn.Module, given: tuple[Tensor, Tensor, Condition]) -> dict[str, Tensor | None]:
-    network.zero_grad()
-    network(*given).square().sum().backward()
-    return {name: p.grad for name, p in network.named_parameters() if p.requires_grad}
 
 
 def test_adaln_zero_starts_at_zero_velocity(network: Make, given: Inputs) -> None:
@@ -56,10 +36,10 @@ def test_adaln_zero_blocks_start_as_the_identity(network: Make, given: Inputs, k
 
 
 def test_gradients_reach_every_trained_parameter(network: Make, given: Inputs) -> None:
-    """Once the zeros of the initialisation have moved. (Without QK-norm, key biases cancel in the softmax.)
+    """This holds once the zeros of the initialisation have moved. (Without QK-norm, key biases cancel in the softmax.)
 
-    The last block's caption queries are the exception: as in SD3 they are there, and nothing reads
-    what they attend to.
+    The last block's caption queries are the exception: as in SD3 they exist, but nothing reads what they
+    attend to.
     """
     for name, gradient in gradients(network(qk_norm=True), given()).items():
         assert gradient is not None, name
@@ -142,7 +122,7 @@ def test_one_network_learns_on_several_shapes(network: Make, given: Inputs) -> N
 
 @pytest.mark.slow
 def test_another_shape_in_compiled_blocks_and_with_recomputation(network: Make, given: Inputs) -> None:
-    """Compiled by the cheapest backend: what is held is that tracing sees the same positions."""
+    """Compiled by the cheapest backend; the claim is only that tracing sees the same positions."""
     for changes in ({}, {"recompute": "full"}, {"recompute": "selective"}):
         plain, compiled = network(**changes), network(**changes)
         for block in compiled.blocks:
@@ -198,7 +178,7 @@ def test_the_heads_must_divide_the_width(network: Make) -> None:
 
 
 def operations(network: nn.Module, given: tuple[Tensor, Tensor, Condition]) -> int:
-    """Of the matrix products and attention kernels of a forward and a backward pass."""
+    """Number of matrix products and attention kernels in a forward and a backward pass."""
     with FlopCounterMode(display=False) as counter:
         gradients(network, given)
     return counter.get_total_flops()

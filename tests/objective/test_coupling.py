@@ -1,12 +1,19 @@
 """Minibatch optimal transport: a permutation, the best one, and shorter paths."""
 
+import warnings
 from itertools import permutations
 
 import pytest
 import torch
 from torch import Tensor
 
+from rfdit.batch import Condition
 from rfdit.objective import IndependentCoupling, OptimalTransportCoupling
+
+
+def alike(n: int) -> Condition:
+    """Equal conditions."""
+    return Condition(pooled=torch.zeros(n, 1))
 
 
 def latents(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -20,12 +27,12 @@ def squared_distance(z0: Tensor, z1: Tensor) -> float:
 
 def test_independent_changes_nothing() -> None:
     z0, z1 = latents(4, seed=0)
-    assert IndependentCoupling()(z0, z1) is z1
+    assert IndependentCoupling()(z0, z1, alike(4)) is z1
 
 
 def test_the_noise_is_permuted_and_nothing_else() -> None:
     z0, z1 = latents(16, seed=0)
-    paired = OptimalTransportCoupling()(z0, z1)
+    paired = OptimalTransportCoupling()(z0, z1, alike(16))
     assert sorted(row.tolist() for row in paired.flatten(1)) == sorted(row.tolist() for row in z1.flatten(1))
 
 
@@ -34,12 +41,15 @@ def test_the_noise_is_permuted_and_nothing_else() -> None:
 def test_no_other_pairing_is_shorter(n: int, seed: int) -> None:
     z0, z1 = latents(n, seed=seed)
     best = min(squared_distance(z0, z1[list(order)]) for order in permutations(range(n)))
-    assert squared_distance(z0, OptimalTransportCoupling()(z0, z1)) == pytest.approx(best, rel=1e-5)
+    assert squared_distance(z0, OptimalTransportCoupling()(z0, z1, alike(n))) == pytest.approx(best, rel=1e-5)
 
 
 def test_paths_get_shorter() -> None:
     z0, z1 = latents(64, seed=0)
-    before, after = squared_distance(z0, z1), squared_distance(z0, OptimalTransportCoupling()(z0, z1))
+    before, after = (
+        squared_distance(z0, z1),
+        squared_distance(z0, OptimalTransportCoupling()(z0, z1, alike(64))),
+    )
     assert after < 0.8 * before
 
 
@@ -47,4 +57,33 @@ def test_the_rows_of_the_data_stay_where_they_are() -> None:
     """Pairs are made by moving the noise: row i still belongs to condition i."""
     z0 = torch.arange(5.0)[:, None, None, None] * 10
     z1 = z0.flip(0) + 0.1
-    torch.testing.assert_close(OptimalTransportCoupling()(z0, z1), z0 + 0.1)
+    torch.testing.assert_close(OptimalTransportCoupling()(z0, z1, alike(5)), z0 + 0.1)
+
+
+@pytest.mark.parametrize(
+    "cond",
+    [
+        Condition(pooled=torch.tensor([0.0, 1, 0, 1, 0])[:, None]),
+        Condition(
+            pooled=torch.zeros(5, 1), tokens=torch.tensor([0.0, 1, 0, 1, 0])[:, None, None].expand(5, 3, 2)
+        ),
+    ],
+    ids=["pooled", "tokens"],
+)
+def test_noise_goes_only_to_equal_conditions(cond: Condition) -> None:
+    """Within each of the two conditions the best pairing, as if there were no other."""
+    z0, z1 = latents(5, seed=1)
+    paired = OptimalTransportCoupling()(z0, z1, cond)
+    for rows in ([0, 2, 4], [1, 3]):
+        alone = OptimalTransportCoupling()(z0[rows], z1[rows], alike(len(rows)))
+        torch.testing.assert_close(paired[rows], alone)
+
+
+def test_a_batch_of_different_conditions_warns_once() -> None:
+    z0, z1 = latents(4, seed=0)
+    coupling, cond = OptimalTransportCoupling(), Condition(pooled=torch.arange(4.0)[:, None])
+    with pytest.warns(UserWarning, match="coupling=optimal_transport: the 4 samples of a batch have as many"):
+        assert torch.equal(coupling(z0, z1, cond), z1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coupling(z0, z1, cond)

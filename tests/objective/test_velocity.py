@@ -1,4 +1,4 @@
-"""Rectified flow's loss: zero for the true field, by hand for a wrong one, each sample's its own."""
+"""Rectified flow's loss: zero for the true field, computed by hand for a wrong one, independent per sample."""
 
 import pytest
 import torch
@@ -109,3 +109,15 @@ def test_the_coupling_chooses_the_noise() -> None:
 def test_a_shift_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"objective\.shift=0\.0 must be positive"):
         objective(0.0)
+
+
+def test_a_weighting_is_in_the_total_alone() -> None:
+    def late(t: Tensor) -> Tensor:
+        return 2 * t
+
+    weighted = VelocityMatching(time=UniformTime(), coupling=IndependentCoupling(), weighting=late)
+    plain = objective()(zero_field, Z0, NOTHING, generator=keyed(6))
+    loss = weighted(zero_field, Z0, NOTHING, generator=keyed(6))
+    torch.testing.assert_close(loss.per_sample, plain.per_sample)
+    torch.testing.assert_close(loss.total, (2 * loss.t * loss.per_sample).mean())
+    torch.testing.assert_close(plain.total, plain.per_sample.mean())

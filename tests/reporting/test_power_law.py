@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rfdit.reporting.power_law import fit_power_law
+from rfdit.reporting.plots import fit_power_law
 
 
 def test_an_exact_power_law_is_found() -> None:

@@ -1,4 +1,4 @@
-"""Each distinct caption is encoded once, in the same company whoever asks."""
+"""Each distinct caption is encoded once, always together with the same others."""
 
 from collections.abc import Sequence
 
@@ -55,9 +55,9 @@ def test_each_distinct_caption_once(conditioner: Counting) -> None:
 
 def test_company_does_not_depend_on_who_asks(conditioner: Counting) -> None:
     inputs = ["a", "bb", "ccc", "dddd"]
-    for asked in (["bb"], ["bb", "dddd"], ["dddd", "ccc", "bb", "a"]):
-        rows = conditions(conditioner, inputs)(asked)
-        assert rows.pooled[:, 1].tolist() == [2] * len(asked)
+    for captions in (["bb"], ["bb", "dddd"], ["dddd", "ccc", "bb", "a"]):
+        rows = conditions(conditioner, inputs)(captions)
+        assert rows.pooled[:, 1].tolist() == [2] * len(captions)
 
 
 def test_what_to_move_away_from_is_encoded_once(conditioner: Counting) -> None:

@@ -1,4 +1,4 @@
-"""Corrected guidance: what each correction promises, and classifier-free guidance where it corrects nothing."""
+"""Corrected guidance: each correction's claims, and classifier-free guidance where it corrects nothing."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from rfdit.sampler import (
     Heun,
     Sampler,
 )
-from tests.sampler.fields import GaussianBackbone, means
+from tests.support.models.fields import GaussianBackbone, means
 
 Z = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 C, U = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(2))
@@ -24,7 +24,7 @@ T = torch.tensor(0.5)
 
 
 class Fixed:
-    """c where the condition is 1, u where it is 0, whatever z and t."""
+    """c where the condition is 1, u where it is 0, for all z and t."""
 
     def __init__(self, c: Tensor = C, u: Tensor = U) -> None:
         self.c, self.u, self.evaluations = c, u, 0
@@ -84,11 +84,11 @@ def test_samples_do_not_mix(correction: type) -> None:
 
 
 def test_rescaling_brings_back_the_conditionals_spread() -> None:
-    spread, wanted, plain = (
+    spread, expected, plain = (
         x.flatten(1).std(1) for x in (guided(CFGRescale(scale=5.0, rescale=1.0)), C, PLAIN)
     )
-    torch.testing.assert_close(spread, wanted)
-    assert (plain > 2 * wanted).all()
+    torch.testing.assert_close(spread, expected)
+    assert (plain > 2 * expected).all()
     half = guided(CFGRescale(scale=5.0, rescale=0.5))
     torch.testing.assert_close(half, (PLAIN + guided(CFGRescale(scale=5.0, rescale=1.0))) / 2)
 
@@ -131,14 +131,14 @@ def test_projected_guidance_has_momentum_within_a_call() -> None:
 
 
 def test_projected_guidance_is_the_conditional_at_data() -> None:
-    """Solvers that look at the end of the last step ask at t = 0, where there is nothing to predict."""
+    """Solvers that evaluate the end of the last step do so at t = 0, where there is nothing to predict."""
     assert torch.equal(guided(AdaptiveProjected(scale=5.0, momentum=-0.5), t=torch.tensor(0.0)), C)
     sampler = Sampler(solver=Heun(), guidance=AdaptiveProjected(scale=5.0, momentum=-0.5), steps=8)
     assert sampler(GaussianBackbone(), Z, means(3, 2.0), means(3, 0.5)).isfinite().all()
 
 
 def test_zero_star_takes_the_nearest_multiple() -> None:
-    """Of all a, <c, u> / |u|^2 leaves the least of c - a u; the rest is across u."""
+    """The a that minimises |c - a u| is <c, u> / |u|^2; the rest is orthogonal to u."""
     v = guided(CFGZeroStar(scale=3.0, zero_init=0.0))
     au = (3 * C - v) / 2  # v = a u + 3 (c - a u)
     torch.testing.assert_close(dots(C - au, U), torch.zeros(3), atol=1e-3, rtol=0)
@@ -150,7 +150,7 @@ def test_zero_star_follows_a_conditional_that_is_a_multiple() -> None:
 
 
 def test_zero_star_rests_in_the_first_step() -> None:
-    """Of 25 equal steps 0.04 is the first: z stays, and the network is not asked."""
+    """The first of 25 equal steps is 0.04: z stays, and the network is not evaluated."""
     seen: list[Tensor] = []
     backbone = Fixed()
     sampler = Sampler(solver=Euler(), guidance=CFGZeroStar(scale=3.0, zero_init=0.04), steps=25)
@@ -167,7 +167,7 @@ def test_zero_star_rests_in_the_first_step() -> None:
         (AdaptiveProjected, {"norm_threshold": 0.0}, r"guidance\.norm_threshold=0\.0 must be positive"),
         (AdaptiveProjected, {"momentum": 1.0}, r"guidance\.momentum=1\.0 must lie between -1 and 1"),
         (CFGZeroStar, {"zero_init": 1.0}, r"guidance\.zero_init=1\.0 must be at least 0 and less than 1"),
-        (CFGRescale, {"scale": -1.0}, r"guidance\.scale=-1\.0 must not be negative"),
+        (CFGRescale, {"scale": -1.0}, r"guidance\.scale=-1\.0 must be at least 0 and finite"),
     ],
 )
 def test_settings_out_of_range_are_refused(correction: type, setting: dict[str, float], message: str) -> None:

@@ -24,7 +24,7 @@ from rfdit.sampler import (
     StochasticSolver,
     ThreeChannel,
 )
-from tests.sampler.fields import GaussianBackbone, means
+from tests.support.models.fields import GaussianBackbone, means
 
 META = torch.device("meta")  # computes nothing, and refuses tensors of other devices as a GPU does
 GUIDANCES = [

@@ -1,4 +1,4 @@
-"""The adaptive solver: as exact as asked, within the times it is given, counted, and bounded."""
+"""The adaptive solver: as exact as its tolerances, within its interval of times, counted, and bounded."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,22 @@ import torch
 from torch import Tensor
 
 from rfdit.sampler import Dopri5, NoGuidance, Sampler
-from tests.sampler.fields import MEAN, STD, GaussianBackbone, means, mixture_velocity
-from tests.sampler.test_solvers import START, exact, nonlinear
+from tests.support.models.fields import (
+    MEAN,
+    START,
+    STD,
+    GaussianBackbone,
+    exact,
+    means,
+    mixture_velocity,
+    nonlinear,
+)
 
 ONE, ZERO = torch.tensor(1.0), torch.tensor(0.0)
 
 
 class Counted:
-    """A field that notes when it was evaluated."""
+    """A field that records the times at which it was evaluated."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -24,7 +32,7 @@ class Counted:
 
 
 def test_error_follows_the_tolerances_as_fifth_order_does() -> None:
-    """In float64 down to 1e-11; errors fall with evaluations at the fifth power or faster."""
+    """Errors fall at the fifth power of the evaluations or faster, in float64 down to 1e-11."""
     evaluations, errors = [], []
     for tolerance in (1e-5, 1e-7, 1e-9, 1e-11):
         field = Counted()

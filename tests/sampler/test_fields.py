@@ -1,4 +1,4 @@
-"""What is known stays on its path, what is between two is between them, and noise stays noise."""
+"""Known regions stay on their path, mixtures lie between their ends, and noise stays noise."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from rfdit.sampler.fields import Between, KnownRegion, Observed, slerp
 
 
 class Linear:
-    """v = pooled + z: what is known of z reaches all of it through no mixing, and guidance is linear."""
+    """v = pooled + z: known parts of z do not mix with the others, and guidance is linear."""
 
     def __call__(self, z_t: Latent, t: Tensor, cond: Condition) -> Latent:
         return cond.pooled[:, :, None, None] + z_t + t.view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Guidance by its formula, by the mean it leads to where that is known, and by what it costs."""
+"""Guidance tested by its formula, by the resulting mean where that is known, and by its cost."""
 
 import math
 
@@ -19,7 +19,7 @@ from rfdit.sampler import (
     Sampler,
     ThreeChannel,
 )
-from tests.sampler.fields import STD, GaussianBackbone, means
+from tests.support.models.fields import STD, GaussianBackbone, means
 
 Z = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(1))
 COND, NULL = Condition(pooled=torch.ones(3, 1)), Condition(pooled=torch.zeros(3, 1))
@@ -27,7 +27,7 @@ T = torch.tensor(0.5)
 
 
 class Backbone:
-    """A velocity that depends on everything; notes the batch of each evaluation."""
+    """A velocity that depends on everything; records the batch of each evaluation."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -85,7 +85,7 @@ def test_captions_travel_with_their_masks() -> None:
 
 @pytest.mark.parametrize("guidance", [ClassifierFree, ThreeChannel])
 def test_a_negative_scale_is_refused(guidance: type) -> None:
-    with pytest.raises(ValueError, match=r"guidance\.scale=-1\.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"guidance\.scale=-1\.0 must be at least 0 and finite"):
         guidance(scale=-1.0)
 
 

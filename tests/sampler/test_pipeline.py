@@ -1,34 +1,18 @@
-"""From inputs to pictures: each picture its own noise, whatever it is made together with."""
+"""The pipeline from inputs to images: each image has its own noise in any batch."""
+
+import math
 
 import pytest
 import torch
 
-from rfdit.autoencoder.identity import IdentityAutoencoder
-from rfdit.conditioning import LabelConditioner
-from rfdit.model import DiT
 from rfdit.network import Network
-from rfdit.sampler import ClassifierFree, Euler, Pipeline, Sampler
+from rfdit.sampler.pipeline import NotFiniteError
+from tests.support.models.pipelines import pipeline, small_network
 
 
 @pytest.fixture
 def network() -> Network:
-    backbone = DiT(width=16, depth=1, num_heads=2, patch_size=2, in_channels=3, input_size=4)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return Network(backbone=backbone, conditioner=LabelConditioner(num_classes=4, width=16))
-
-
-def pipeline(network: Network, *, batch_size: int = 8, bf16: bool = False, scale: float = 3.0) -> Pipeline:
-    return Pipeline(
-        network=network,
-        autoencoder=IdentityAutoencoder(),
-        sampler=Sampler(solver=Euler(), guidance=ClassifierFree(scale=scale), steps=3),
-        latent_shape=(3, 4, 4),
-        device=torch.device("cpu"),
-        bf16=bf16,
-        batch_size=batch_size,
-    )
+    return small_network()
 
 
 def close(a: torch.Tensor, b: torch.Tensor, levels: int = 1) -> bool:
@@ -36,7 +20,7 @@ def close(a: torch.Tensor, b: torch.Tensor, levels: int = 1) -> bool:
     return bool((a.int() - b.int()).abs().max() <= levels)
 
 
-def test_pictures_do_not_depend_on_the_batch(network: Network) -> None:
+def test_images_do_not_depend_on_the_batch(network: Network) -> None:
     together = pipeline(network)([0, 1, 2, 3, 0], seed=5)
     assert together.shape == (5, 3, 4, 4)
     assert together.dtype == torch.uint8
@@ -51,14 +35,23 @@ def test_seed_and_place_choose_the_noise(network: Network) -> None:
     assert torch.equal(pipeline(network)([1, 1], seed=5)[0], first)
 
 
-def test_progress_and_the_networks_mode(network: Network) -> None:
-    done: list[int] = []
+def test_the_network_keeps_its_mode(network: Network) -> None:
     network.train()
-    pipeline(network, batch_size=2)([0, 1, 2], seed=0, on_batch=done.append)
-    assert done == [2, 3]
+    pipeline(network, batch_size=2)([0, 1, 2], seed=0)
+    assert network.training
+    with pytest.raises(ValueError, match="class labels must be"):
+        pipeline(network)([99], seed=0)
     assert network.training
 
 
 def test_bf16_is_close(network: Network) -> None:
     exact, half = (pipeline(network, bf16=flag)([0, 1, 2], seed=0) for flag in (False, True))
     assert close(exact, half, levels=12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_that_are_not_finite_are_refused(network: Network, value: float) -> None:
+    latents = torch.zeros(3, 3, 4, 4)
+    latents[1, 0, 0, 0] = value
+    with pytest.raises(NotFiniteError, match="1 of 3 images have values that are NaN or infinite"):
+        pipeline(network).decode(latents)

@@ -8,7 +8,7 @@ from rfdit.batch import Condition
 from rfdit.flow import per_sample, shift_time
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import RK4, Euler, Heun, Midpoint, NoGuidance, Sampler, Solver
-from tests.sampler.fields import MEAN, STD, GaussianBackbone, means
+from tests.support.models.fields import MEAN, STD, GaussianBackbone, means
 
 
 def point_field(z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -17,7 +17,7 @@ def point_field(z: Tensor, t: Tensor, cond: Condition) -> Tensor:
 
 
 class Recorder:
-    """A field of zeros that notes when and on how much it was evaluated."""
+    """A field of zeros that records the time and batch of each evaluation."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

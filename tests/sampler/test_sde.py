@@ -16,7 +16,7 @@ from rfdit.sampler import (
     SigmaDiffusion,
     SineDiffusion,
 )
-from tests.sampler.fields import MEAN, STD, GaussianBackbone, means
+from tests.support.models.fields import MEAN, STD, GaussianBackbone, means
 
 DIFFUSIONS = [
     SigmaDiffusion(),
@@ -78,7 +78,7 @@ def test_without_diffusion_it_is_eulers_method() -> None:
 
 
 def test_a_step_is_the_formula() -> None:
-    """With the score of N((1 - t) MEAN, (1 - t)^2 STD^2 + t^2), which is the density at t."""
+    """The score is that of N((1 - t) MEAN, (1 - t)^2 STD^2 + t^2), the density at t."""
     z, noise = torch.randn(2, 3, 1, 2, 2).double()
     t, t_next = torch.tensor(0.6).double(), torch.tensor(0.5).double()
     backbone, cond = GaussianBackbone(), means(3, MEAN)
@@ -104,7 +104,26 @@ def test_the_last_step_goes_to_the_posterior_mean_without_noise() -> None:
     torch.testing.assert_close(steps[0], MEAN + gain * (z - 0.96 * MEAN), atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_do_not_depend_on_the_batch() -> None:
+@pytest.mark.parametrize("last_step", ["euler", "tweedie", "mean", "none"])
+def test_the_forms_of_the_last_step(last_step: str) -> None:
+    """SiT's (transport.py of its repository): Tweedie's is written with the score."""
+    z, noise = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    t, cond, w = torch.tensor(0.04).double(), means(3, MEAN), 2 * 0.04
+    v = GaussianBackbone()(z, t.expand(3), cond)
+    score = -(z - 0.96 * MEAN) / (0.96**2 * STD**2 + 0.04**2)
+    drift = z - 0.04 * (v - w / 2 * score)
+    expected = {
+        "euler": z - 0.04 * v,
+        "tweedie": z / 0.96 + 0.04**2 / 0.96 * score,
+        "mean": drift,
+        "none": drift + (w * 0.04) ** 0.5 * noise,
+    }
+    solver = EulerMaruyama(diffusion=SigmaDiffusion(scale=2.0), last_step=last_step)
+    found = solver.noisy_step(lambda z, t: v, z, t, torch.zeros_like(t), noise)
+    torch.testing.assert_close(found, expected[last_step], atol=1e-6, rtol=0)
+
+
+def test_images_do_not_depend_on_the_batch() -> None:
     together = sampled(SigmaDiffusion(), generator(0, 1, 2, 3), steps=20)
     torch.testing.assert_close(sampled(SigmaDiffusion(), generator(2, 1), steps=20), together[[2, 1]])
     assert not torch.allclose(sampled(SigmaDiffusion(), generator(1, 2, seed=1), steps=20), together[1:3])
@@ -130,5 +149,5 @@ def test_noise_needs_a_generator() -> None:
 
 @pytest.mark.parametrize("diffusion", [SigmaDiffusion, ConstantDiffusion, SineDiffusion, DecreasingDiffusion])
 def test_a_negative_diffusion_is_refused(diffusion: type) -> None:
-    with pytest.raises(ValueError, match=r"diffusion\.scale=-1\.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"diffusion\.scale=-1\.0 must be at least 0 and finite"):
         diffusion(scale=-1.0)

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor
 
 from rfdit.sampler import RK4, Dopri5, Euler, Heun, Midpoint, Solver
-from tests.sampler.fields import MEAN, STD, mixture_velocity
-
-START = torch.tensor([[[[0.4, -0.7, 0.2]]]], dtype=torch.float64)
-
-
-def nonlinear(z: Tensor, t: Tensor) -> Tensor:
-    """dz/dt = -2 t z^2, nonlinear in z and depending on t."""
-    return -2 * t * z**2
-
-
-def exact(z1: Tensor) -> Tensor:
-    """z(0) of the field above: 1 / z(t) = 1 / z(1) + t^2 - 1."""
-    return 1 / (1 / z1 - 1)
+from tests.support.models.fields import MEAN, START, STD, exact, mixture_velocity, nonlinear
 
 
 def integrate(solver: Solver, steps: int) -> Tensor:
@@ -36,6 +24,14 @@ def test_order(solver: Solver, order: int) -> None:
     errors = [(integrate(solver, n) - exact(START)).abs().max().item() for n in steps]
     slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert slope == pytest.approx(-order, abs=0.15)
+
+
+def test_heun_may_end_with_eulers_step() -> None:
+    t, between, zero = (torch.tensor(x, dtype=torch.float64) for x in (0.3, 0.1, 0.0))
+    ending = Heun(last_step="euler")
+    assert torch.equal(ending.step(nonlinear, START, t, zero), Euler().step(nonlinear, START, t, zero))
+    assert torch.equal(ending.step(nonlinear, START, t, between), Heun().step(nonlinear, START, t, between))
+    assert not torch.equal(Heun().step(nonlinear, START, t, zero), Euler().step(nonlinear, START, t, zero))
 
 
 @pytest.mark.parametrize("solver", [Euler(), Heun(), Midpoint(), RK4(), Dopri5()])

@@ -1,4 +1,4 @@
-"""How frozen towers run: captions once, no gradients, nothing in a checkpoint."""
+"""Frozen towers: captions are encoded once, without gradients, and nothing is in a checkpoint."""
 
 import torch
 from torch import Tensor, nn

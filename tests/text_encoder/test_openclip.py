@@ -1,4 +1,4 @@
-"""open_clip's text towers with random weights, held against open_clip itself."""
+"""open_clip's text towers with random weights, compared with open_clip itself."""
 
 import copy
 from pathlib import Path
@@ -46,7 +46,7 @@ def weights(clip: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @torch.no_grad()
 def hidden(clip: Any, ids: Tensor, blocks: int) -> Tensor:
-    """What the first blocks of open_clip's CLIP give, step by step."""
+    """The output of the first blocks of open_clip's CLIP, step by step."""
     x = clip.token_embedding(ids) + clip.positional_embedding
     for block in clip.transformer.resblocks[:blocks]:
         x = block(x, attn_mask=clip.attn_mask)
@@ -91,7 +91,7 @@ def test_only_the_text_tower_is_kept_and_none_of_it_is_saved() -> None:
     holder = nn.ModuleDict({"text_encoder": encoder})
     assert holder.state_dict() == {}
     assert list(holder.parameters()) == []
-    module = encoder._tower._frozen.on(CPU, torch.float32)
+    module = encoder._tower.frozen.on(CPU, torch.float32)
     assert sum(p.numel() for p in module.parameters()) < 21e6  # the whole model has 43 M
     assert copy.deepcopy(encoder)._tower is encoder._tower
 

@@ -10,21 +10,21 @@ import webdataset
 
 from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Batch
+from rfdit.commands.encode import encode
 from rfdit.conditioning import LabelConditioner, TextConditioner
-from rfdit.config import build
+from rfdit.config.build import build
 from rfdit.data.decode import SampleDecoder
-from rfdit.data.encode import encode
-from rfdit.data.latents import LatentDecoder
+from rfdit.data.latents.decoder import LatentDecoder
 from rfdit.data.sample import Decoder, collate
 from rfdit.model import DiT, MMDiT
 from rfdit.network import Network
 from rfdit.objective import VelocityMatching
 from rfdit.objective.coupling import IndependentCoupling
 from rfdit.objective.times import UniformTime
-from rfdit.objective.velocity import FlowLoss
+from rfdit.protocols import FlowLoss
 from rfdit.training.module import FlowModule
 from rfdit.training.optim import AdamW, ConstantSchedule
-from tests.data.conftest import numbered_sample
+from tests.support.data.shards import numbered_sample
 
 SIDE = 64
 
@@ -47,7 +47,7 @@ def make_cache(
         "accelerator": "cpu",
         "data": {
             "shards": [str(shard)],
-            "reader": {"_target_": "tests.data.list_source.ListReader"},
+            "reader": {"_target_": "tests.support.data.list_source.ListReader"},
             "decoder": {"_target_": "rfdit.data.decode.SampleDecoder", "label_key": "json.label"},
             "filters": {"_target_": "rfdit.data.filters.Filters"},
             "resolution": SIDE,
@@ -75,7 +75,8 @@ def flow_module(autoencoder: Autoencoder, network: Network) -> FlowModule:
 
 
 def losses(module: FlowModule, batch: Batch) -> FlowLoss:
-    return module._loss(module.network, batch, "train", drop=0.3)
+    module.network.conditioner.drop = 0.3
+    return module._loss(module.network, batch)
 
 
 def assert_same(module: FlowModule, live: Batch, cached: Batch) -> None:
@@ -92,10 +93,11 @@ def assert_same(module: FlowModule, live: Batch, cached: Batch) -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_taesd_and_minilm_on_emoji(assets: Path, emoji_shard: Path, tmp_path: Path, dtype: str) -> None:
+def test_taesd_and_minilm_on_emoji(assets: Path, few_emoji: Path, tmp_path: Path, dtype: str) -> None:
     autoencoder = {
-        "_target_": "rfdit.autoencoder.tiny.TinyAutoencoder",
+        "_target_": "rfdit.autoencoder.diffusers.DiffusersAutoencoder",
         "source": str(assets / "autoencoder/taesd"),
         "name": "taesd",
         "latent_channels": 4,
@@ -110,11 +112,11 @@ def test_taesd_and_minilm_on_emoji(assets: Path, emoji_shard: Path, tmp_path: Pa
         "length": 32,
         "dtype": dtype,
     }
-    make_cache(emoji_shard, tmp_path, autoencoder=autoencoder, text_encoder=text)
-    live = first_batch(emoji_shard, SampleDecoder(label_key="json.label"), 4)
+    make_cache(few_emoji, tmp_path, autoencoder=autoencoder, text_encoder=text)
+    live = first_batch(few_emoji, SampleDecoder(label_key="json.label"), 4)
     decoder = LatentDecoder(autoencoder=autoencoder, text_encoder=text)
-    decoder.check([str(tmp_path / "emoji-0007.tar")], (SIDE, SIDE))
-    cached = first_batch(tmp_path / "emoji-0007.tar", decoder, 4)
+    decoder.check([str(tmp_path / few_emoji.name)], (SIDE, SIDE))
+    cached = first_batch(tmp_path / few_emoji.name, decoder, 4)
     assert (cached.keys, cached.captions) == (live.keys, live.captions)
     assert torch.equal(cached.labels, live.labels)
     assert (
@@ -160,7 +162,7 @@ def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def labelled_shard(tmp_path: Path) -> Path:
-    """Five pictures of three classes."""
+    """Five images of three classes."""
     path = tmp_path / "s.tar"
     with webdataset.TarWriter(str(path), encoder=False) as tar:
         for i in range(5):
@@ -170,7 +172,7 @@ def labelled_shard(tmp_path: Path) -> Path:
 
 def kl(folder: Path, dtype: str) -> dict[str, Any]:
     return {
-        "_target_": "rfdit.autoencoder.kl.KLAutoencoder",
+        "_target_": "rfdit.autoencoder.diffusers.DiffusersAutoencoder",
         "source": str(folder),
         "name": "sd3",
         "latent_channels": 16,

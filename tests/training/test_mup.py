@@ -1,4 +1,4 @@
-"""muP: what a few steps change does not depend on the width (arXiv 2203.03466, appendix D)."""
+"""muP: the change in a few steps does not depend on the width (arXiv 2203.03466, appendix D)."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ from rfdit.conditioning import LabelConditioner
 from rfdit.model import DiT
 from rfdit.network import Network
 from rfdit.training.optim import AdamW, AdamWMuP, ConstantSchedule
-from tests.command_line import CommandLine
+from tests.support.commands.command_line import CommandLine
 
 WIDTHS, BASE, STEPS = [64, 128, 256, 512], 64, 4
 SETTINGS = {"lr": 4e-3, "betas": [0.9, 0.99], "weight_decay": 0.1, "schedule": ConstantSchedule()}
@@ -35,7 +35,7 @@ def build(width: int, base_width: int | None) -> Network:
 
 
 def activations(network: Network) -> dict[str, Tensor]:
-    """What each place gives for four fixed samples."""
+    """The output of each place for four fixed samples."""
     seen: dict[str, Tensor] = {}
     hooks = []
     for name in PLACES:
@@ -118,7 +118,7 @@ def test_at_the_base_width_it_is_adamw() -> None:
 
 @pytest.mark.parametrize("base_width", [None, BASE])
 def test_initial_sizes(base_width: int | None) -> None:
-    """What the input layers give is as large at every width only if the initialisation is muP's."""
+    """The output of the input layers is equally large at every width only with muP's initialisation."""
     sizes = [build(width, base_width).backbone.patches.proj.weight.std().item() for width in (64, 1024)]
     assert (sizes[1] / sizes[0] == pytest.approx(1, abs=0.05)) == (base_width is not None)
 

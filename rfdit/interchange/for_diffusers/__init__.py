@@ -1,0 +1,1 @@
+"""Models in the forms of diffusers, and diffusers' transformers as models."""

@@ -1,0 +1,1 @@
+"""Published weights of DiT and its kin, under their own names."""

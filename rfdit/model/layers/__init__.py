@@ -1,0 +1,1 @@
+"""The layers of which blocks and networks are made, and how they compute."""

@@ -1,0 +1,200 @@
+"""Latents, positions and times to vectors, and vectors back to latents."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rfdit.batch import Latent, Time
+from rfdit.images import parse_size
+from rfdit.model.layers.resizing import Patches, resized_input, resized_positions
+from rfdit.storage.lru import LRU
+
+Positions = Literal["sincos", "learned"]
+KEPT_GRIDS = 64  # position tables besides the model's own; aspect-ratio buckets make fewer
+
+
+def sinusoid(t: Float[Tensor, "..."], width: int) -> Float[Tensor, "... {width}"]:
+    """[cos, sin] of t at the frequencies 10000^(-i / (width / 2)), in float32."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, device=t.device))
+    angles = t.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_positions(
+    height: int, width: int, channels: int, *, top: float = 0.0, left: float = 0.0, step: float = 1.0
+) -> Float[Tensor, "n {channels}"]:
+    """2-D sin-cos positions of a grid, row by row: columns in the first half, rows in the second.
+
+    Each half is [sin, cos] of the coordinate at the frequencies 10000^(-4 i / channels), in the order of
+    MAE and DiT. Coordinates count from `top` and `left`, and grow by `step` from one token to the next.
+    """
+    frequencies = 10000 ** (-torch.arange(channels // 4, dtype=torch.float64) / (channels / 4))
+    rows, columns = torch.meshgrid(torch.arange(height) + top, torch.arange(width) + left, indexing="ij")
+    angles = (step * torch.stack([columns, rows]).flatten(1))[..., None] * frequencies  # (2, n, channels / 4)
+    return rearrange(torch.cat([angles.sin(), angles.cos()], dim=-1), "two n c -> n (two c)").float()
+
+
+def token_grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the patches of a latent; raises ValueError if the patch does not divide it."""
+    height, width = parse_size(input_size, setting="model.input_size")
+    if height % patch_size or width % patch_size:
+        size = str(height) if height == width else f"{height}x{width}"
+        fitting = [p for p in (2, 4, 8) if height % p == 0 and width % p == 0]
+        advice = f"; use {', '.join(map(str, fitting[:-1]))} or {fitting[-1]}" if len(fitting) > 1 else ""
+        raise ValueError(f"model.patch_size={patch_size} does not divide the latent size {size}{advice}")
+    return height // patch_size, width // patch_size
+
+
+class PatchEmbedding(nn.Module):
+    """Latents to tokens: one linear layer applied to every p x p patch.
+
+    Shapes: (b, c, h, w) -> (b, h/p * w/p, width).
+    """
+
+    def __init__(self, *, in_channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size, self.in_channels = patch_size, in_channels
+        self.proj = nn.Linear(in_channels * patch_size**2, width)
+
+    def forward(self, z: Latent) -> Float[Tensor, "b n d"]:
+        p = self.patch_size
+        return self.proj(rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+
+    def from_patches(self, weight: Tensor, patches: Patches) -> Tensor:
+        """As of `ResizesPatches`; the bias does not depend on the patches."""
+        own = Patches(self.patch_size, self.in_channels)
+        return weight if weight.ndim == 1 else resized_input(weight, patches, own)
+
+
+def unpatchify(tokens: Float[Tensor, "b n o"], grid: tuple[int, int], patch_size: int) -> Latent:
+    """The numbers (p, q, c) of each token to pixels of a latent, float32: (b, n, p p c) -> (b, c, h, w)."""
+    h, w = grid
+    return rearrange(
+        tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size
+    ).float()
+
+
+@runtime_checkable
+class HasGrid(Protocol):
+    """A module of a backbone that is made for a grid of tokens. fixed_grid: it serves no other."""
+
+    fixed_grid: bool
+
+
+class PositionEmbedding(nn.Module):
+    """One vector per token of the grid, frozen sin-cos (DiT) or learned: (rows, columns) -> (n, width).
+
+    grid: (rows, columns) of tokens for which the model is configured; coordinates start at 0 there.
+
+    Frozen positions serve any grid, learned ones only the grid on which they were trained. Another grid
+    is centred on the configured one, as in SD3 for aspect-ratio buckets (arXiv 2403.03206, "Positional
+    Encodings for Varying Aspect Ratios", without the factor 256/S for a change of resolution after
+    pre-training): row i of h is at i + (rows - h) / 2, and columns likewise. The middle of an image, where
+    its subject is, thus has the same position in every bucket. A wide or high grid exceeds the configured
+    range by half on each of two sides instead of by all on one. Where the difference is odd, coordinates
+    are halves.
+
+    The latest KEPT_GRIDS tables of other grids are cached by (grid, device, dtype), outside the state
+    dict. Raises ValueError for a width that is not a multiple of 4 with sin-cos, and for another grid
+    with learned positions.
+    """
+
+    def __init__(self, *, grid: tuple[int, int], width: int, kind: Positions) -> None:
+        super().__init__()
+        if kind == "sincos" and width % 4:
+            raise ValueError(
+                f"model.width={width} is not a multiple of 4, which model.positions=sincos needs"
+            )
+        self.grid, self.width = grid, width
+        self.fixed_grid = kind == "learned"
+        self.table = nn.Parameter(sincos_positions(*grid, width), requires_grad=kind == "learned")
+        self._other_grids: LRU[tuple[int, int, torch.device, torch.dtype], Tensor] = LRU(KEPT_GRIDS)
+
+    def forward(self, height: int, width: int) -> Float[Tensor, "n d"]:
+        if (height, width) == self.grid:
+            return self.table
+        if self.fixed_grid:
+            raise ValueError(
+                f"model.positions=learned knows the token grid {self.grid[0]}x{self.grid[1]}, "
+                f"not {height}x{width}; use model.positions=sincos for other sizes"
+            )
+        key = (height, width, self.table.device, self.table.dtype)
+        return self._other_grids.get_or_make(key, lambda: self._centred(height, width))
+
+    def from_grid(self, table: Float[Tensor, "n d"], grid: tuple[int, int]) -> Float[Tensor, "m d"]:
+        """As of `ResizesPositions`."""
+        return resized_positions(table, grid, self.grid)
+
+    # Validation may come first, and tensors made in inference mode cannot take part in training.
+    @torch.inference_mode(False)
+    def _centred(self, height: int, width: int) -> Float[Tensor, "n d"]:
+        top, left = (self.grid[0] - height) / 2, (self.grid[1] - width) / 2
+        positions = sincos_positions(height, width, self.width, top=top, left=left)
+        return positions.to(device=self.table.device, dtype=self.table.dtype)
+
+
+class CroppedPositions(nn.Module):
+    """The middle of a frozen square of sin-cos positions, as in SD3: (rows, columns) -> (n, width).
+
+    side: tokens along a side of the square. grid: that for which the model is configured; coordinates grow by
+        its side over `side` from one token to the next.
+    Raises ValueError for a grid that exceeds the square.
+    """
+
+    fixed_grid = False
+
+    def __init__(self, *, grid: tuple[int, int], side: int, width: int) -> None:
+        super().__init__()
+        self.grid, self.side = grid, side
+        square = sincos_positions(side, side, width, step=max(grid) / side)
+        self.table = nn.Parameter(square, requires_grad=False)
+
+    def forward(self, height: int, width: int) -> Float[Tensor, "n d"]:
+        if max(height, width) > self.side:
+            raise ValueError(
+                f"model.positions_side={self.side} is less than the token grid {height}x{width}; "
+                "use a smaller image"
+            )
+        top, left = (self.side - height) // 2, (self.side - width) // 2
+        square = self.table.view(self.side, self.side, -1)
+        return square[top : top + height, left : left + width].flatten(0, 1)
+
+
+class PooledMLP(nn.Module):
+    """The pooled caption through two linear layers with SiLU between, as in SD3 and FLUX: (b, p) -> (b, width)."""
+
+    def __init__(self, *, pooled_width: int, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(pooled_width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, pooled: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:
+        return self.out(F.silu(self.hidden(pooled)))
+
+
+class TimeEmbedding(nn.Module):
+    """Times in [0, 1] to vectors: the sinusoid of `scale` t, then a two-layer SiLU MLP (DiT, sec. 3.2).
+
+    Always float32, since neighbouring times differ by less than bf16 resolves.
+    Shapes: (b,) -> (b, width).
+    """
+
+    def __init__(self, *, width: int, frequencies: int = 256, scale: float = 1000.0) -> None:
+        super().__init__()
+        self.frequencies, self.scale = frequencies, scale
+        self.hidden = nn.Linear(frequencies, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Time) -> Float[Tensor, "b d"]:
+        # Meta tensors, on which costs are counted, have no autocast to switch off.
+        with nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False):
+            emb = sinusoid(self.scale * t, self.frequencies).to(self.hidden.weight.dtype)
+            return self.out(F.silu(self.hidden(emb)))
