@@ -20,10 +20,12 @@ class Tee(io.TextIOBase):
     """A stream to the screen whose whole lines are also written to a file.
 
     screen: the stream itself, for a progress bar, which does not belong into the file.
+
+    An error of the file names it; one of the screen does not.
     """
 
-    def __init__(self, screen: Any, file: io.TextIOBase) -> None:
-        self.screen, self._file = screen, file
+    def __init__(self, screen: Any, file: io.TextIOBase, path: Path) -> None:
+        self.screen, self._file, self._path = screen, file, path
         self._shown, self._logged = "", ""  # the line that has begun: above a bar, and in the file
 
     def write(self, text: str) -> int:
@@ -40,8 +42,9 @@ class Tee(io.TextIOBase):
         """Write to the file alone."""
         *lines, self._logged = (self._logged + text).split("\n")
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        self._file.write("".join(f"{now}  {line}\n" for line in lines if line))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(f"{now}  {line}\n" for line in lines if line))
+            self._file.flush()
 
     def flush(self) -> None:
         self.screen.flush()
@@ -65,13 +68,15 @@ def logged(folder: Path) -> Iterator[None]:
         return
     before = sys.stdout, sys.stderr
     path = folder / LOG
-    with naming(path), path.open("a", encoding="utf-8", errors="replace") as file:
-        out, err = Tee(sys.stdout, file), Tee(sys.stderr, file)
-        sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
-        try:
-            yield
-        except Exception:
-            err.log_only(traceback.format_exc())
-            raise
-        finally:
-            sys.stdout, sys.stderr = before
+    file = path.open("a", encoding="utf-8", errors="replace")
+    out, err = Tee(sys.stdout, file, path), Tee(sys.stderr, file, path)
+    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    try:
+        yield
+    except Exception:
+        err.log_only(traceback.format_exc())
+        raise
+    finally:
+        sys.stdout, sys.stderr = before
+        with naming(path):  # what is still in the file's buffer
+            file.close()

@@ -1,5 +1,6 @@
 """A run's log has what is on the screen, without the bar."""
 
+import errno
 import io
 import re
 import sys
@@ -44,6 +45,17 @@ def test_an_error_is_logged_with_its_traceback(tmp_path: Path) -> None:
         raise ValueError("wrong")
     assert lines(tmp_path)[0] == "Traceback (most recent call last):"
     assert lines(tmp_path)[-1] == "ValueError: wrong"
+
+
+def test_a_full_disk_names_the_log_and_other_errors_do_not(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError) as other, logged(tmp_path):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")  # such as a DataLoader's
+    assert other.value.filename is None
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/log.txt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full, logged(tmp_path / "full"):
+        print("a line")
+    assert full.value.filename == str(tmp_path / "full/log.txt")
 
 
 def test_a_bar_is_a_line_in_the_log_and_what_is_printed_stands_above_it(
