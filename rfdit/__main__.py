@@ -5,6 +5,7 @@ import difflib
 import sys
 from importlib import import_module
 
+from rfdit.processes.ending import ended_as_rank
 from rfdit.processes.interrupt import ended_by_interrupt
 
 COMMANDS = {
@@ -45,7 +46,7 @@ def run(name: str) -> None:
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         print_help(name, sys.argv[1:])
         return
-    with ended_by_interrupt() as interrupt:
+    with ended_as_rank(), ended_by_interrupt() as interrupt:
         command = import_module(f"rfdit.commands.{name}")
         interrupt.raises()
         command.main()

@@ -13,6 +13,7 @@ from types import TracebackType
 
 import torch
 
+from rfdit.processes.ending import joined
 from rfdit.processes.rank import has_local_rank
 from rfdit.processes.signals import die_with_parent
 from rfdit.processes.workers import worker_death
@@ -103,6 +104,8 @@ class LocalRanks:
             _die_with(int(os.environ[PARENT]))
         self._before = {name: os.environ.get(name) for name in RANK_VARIABLES}
         self._grouped = torch.distributed.is_initialized()
+        if self.count > 1 or self.launched:
+            joined.set()
         if self.count > 1:
             threads = max(1, self._threads // self.count)
             os.environ |= {
