@@ -32,6 +32,7 @@ class DiT(nn.Module):
     adaln: zero; plain, without gates; or single, with one table for all blocks. shifts: False leaves the
         blocks' shifts out.
     recompute: activation checkpointing, less memory for more time; see `recomputable`.
+    patch_bottleneck: numbers to which a patch is reduced on its way to a token; see `PatchEmbedding`.
     time_scale: multiplies t in the time embedding; published checkpoints may have been trained with 1.
     out_channels: channels of the output, if not the latent's: twice as many for `prediction=noise` with a
         learned variance.
@@ -61,13 +62,16 @@ class DiT(nn.Module):
         shifts: bool = True,
         attention: Attention | None = None,
         recompute: Recompute = "none",
+        patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
         time_scale: Positive = 1000.0,
         out_channels: Count | None = None,
     ) -> None:
         super().__init__()
         self.width, self.patch_size = width, patch_size
-        self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
+        self.patches = PatchEmbedding(
+            in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
+        )
         self.positions, self.rotary = make_positions(
             positions,
             grid=token_grid(input_size, patch_size),
@@ -98,7 +102,7 @@ class DiT(nn.Module):
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
         self.inputs = tuple(
-            m for m in (self.patches.proj, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
+            m for m in (*self.patches.linears, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
         )
         initialize(
             self,

@@ -51,7 +51,7 @@ class Flux(nn.Module):
         width as their sum; None divides it as FLUX does.
     guidance: the scale at which a network that was distilled from guidance is evaluated, through an
         embedding that is added to that of time; None for a network without it.
-    recompute, base_width: as in `MMDiT`.
+    recompute, patch_bottleneck, base_width: as in `MMDiT`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, the axes do not sum up,
     or the condition has no tokens.
@@ -79,6 +79,7 @@ class Flux(nn.Module):
         guidance: NotNegative | None = None,
         attention: Attention | None = None,
         recompute: Recompute = "none",
+        patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +95,9 @@ class Flux(nn.Module):
             )
         self.width, self.patch_size, self.guidance = width, patch_size, guidance
         self.depth, single_depth = depth, single_depth or 2 * depth
-        self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
+        self.patches = PatchEmbedding(
+            in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
+        )
         self.rotary = RotaryPositions(axes=turned, theta=rope_theta, order="interleaved")
         self.captions = nn.Linear(token_width, width)
         self.time = TimeEmbedding(width=width)
@@ -115,7 +118,7 @@ class Flux(nn.Module):
         self.final = FinalLayer(width=width, patch_size=patch_size, out_channels=in_channels)
         vectors = [self.time] if self.guided is None else [self.time, self.guided]
         self.inputs = (
-            self.patches.proj,
+            *self.patches.linears,
             self.captions,
             self.pooled.hidden,
             *(vector.hidden for vector in vectors),

@@ -41,6 +41,7 @@ class MMDiT(nn.Module):
         square of `positions_side` tokens along a side, of which an image has the middle.
     pooled_mlp: SD3's two layers for the pooled caption in place of the paper's one.
     recompute: activation checkpointing, less memory for more time; see `recomputable`.
+    patch_bottleneck: numbers to which a patch is reduced on its way to a token; see `PatchEmbedding`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
@@ -73,13 +74,16 @@ class MMDiT(nn.Module):
         pooled_mlp: bool = False,
         attention: Attention | None = None,
         recompute: Recompute = "none",
+        patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
     ) -> None:
         super().__init__()
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
         self.width, self.patch_size = width, patch_size
-        self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
+        self.patches = PatchEmbedding(
+            in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
+        )
         grid = token_grid(input_size, patch_size)
         self.positions: PositionEmbedding | CroppedPositions | None
         self.rotary: RotaryPositions | None
@@ -119,7 +123,7 @@ class MMDiT(nn.Module):
             for is_last in last
         )
         self.final = FinalLayer(width=width, patch_size=patch_size, out_channels=in_channels, norm=norm)
-        self.inputs = (self.patches.proj, self.captions, self.time.hidden, pooled_input)
+        self.inputs = (*self.patches.linears, self.captions, self.time.hidden, pooled_input)
         initialize(
             self,
             zero=[self.modulation.linear, self.final.linear],

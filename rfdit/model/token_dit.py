@@ -109,11 +109,14 @@ class TokenDiT(nn.Module):
         rope_theta: Positive = 10000.0,
         attention: Attention | None = None,
         recompute: Recompute = "none",
+        patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
     ) -> None:
         super().__init__()
         self.width, self.patch_size, self.conditioning = width, patch_size, conditioning
-        self.patches = PatchEmbedding(in_channels=in_channels, patch_size=patch_size, width=width)
+        self.patches = PatchEmbedding(
+            in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
+        )
         self.positions, self.rotary = make_positions(
             positions,
             grid=token_grid(input_size, patch_size),
@@ -141,7 +144,7 @@ class TokenDiT(nn.Module):
         self.final_norm = weighted_norm(norm, width)
         self.final = nn.Linear(width, patch_size**2 * in_channels)
         self.inputs = tuple(
-            m for m in (self.patches.proj, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
+            m for m in (*self.patches.linears, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
         )
         initialize(
             self,

@@ -81,6 +81,8 @@ def test_every_preset_runs_a_step(cli: CommandLine, option: str, assets: Path) -
         settings += ["conditioner.num_classes=9"]
     elif autoencoder == "taesd":
         settings.append(f"text_encoder.source={assets / 'text_encoder/minilm'}")
+    elif option == "jit":  # its classes come in shards here
+        settings += ["data=imagenet_wds", "data.decoder.label_key=json.label", "conditioner.num_classes=9"]
     if autoencoder is not None:
         settings += [f"autoencoder.source={assets / 'autoencoder/taesd'}", "data.resolution=64"]
     cli.train("run_dir=run", *settings, *SMALL)

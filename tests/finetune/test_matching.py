@@ -98,6 +98,20 @@ def test_larger_patches_read_and_write_what_they_did(dit: DiTFactory, inputs: ob
         )
 
 
+def test_larger_patches_through_a_bottleneck(dit: DiTFactory, inputs: object) -> None:
+    there = network(dit, patch_bottleneck=6)
+    here = network(dit, initial=True, patch_bottleneck=6, patch_size=4, input_size=16)
+    found = fit(here, given(there, patches=Patches(2, 3), grid=(4, 4)), resize_patches=True, class_names=None)
+    assert "backbone.patches.reduce.weight" in found.changed
+    assert "backbone.patches.proj.weight" in found.taken
+    z_t, t, cond = inputs()  # type: ignore[operator]
+    with torch.no_grad():
+        expected = enlarged(there.backbone(z_t, t, cond), 2, 4)
+        torch.testing.assert_close(
+            here.backbone(enlarged(z_t, 2, 4), t, cond), expected, rtol=1e-4, atol=1e-5
+        )
+
+
 def test_more_channels_read_nothing_of_the_new_ones_and_write_zero(dit: DiTFactory, inputs: object) -> None:
     there, here = network(dit), network(dit, initial=True, in_channels=5)
     fit(here, given(there, patches=Patches(2, 3), grid=(4, 4)), resize_patches=True, class_names=None)

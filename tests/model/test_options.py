@@ -30,6 +30,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "plain": {"adaln": "plain"},
     "plain without shifts": {"adaln": "plain", "shifts": False},
     "single": {"adaln": "single"},
+    "bottleneck": {"patch_bottleneck": 6},
     "all": {
         "mlp": "swiglu", "norm": "rms", "qk_norm": "layer", "positions": "rope", "adaln": "single", "shifts": False,
     },

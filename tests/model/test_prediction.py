@@ -25,6 +25,7 @@ from rfdit.objective import (
     DataWeighting,
     EDMWeighting,
     IndependentCoupling,
+    LogitNormalTime,
     NoiseWeighting,
     UniformTime,
     UniformWeighting,
@@ -144,6 +145,28 @@ def test_the_target_is_that_of_the_exact_output(name: str) -> None:
         "edm": lambda x, t: mixture_of_a_point(x, t),
     }
     assert loss(prediction(Exact(point[name])), z0) < 1e-6  # type: ignore[arg-type]
+
+
+def test_the_loss_of_data_is_jits() -> None:
+    """JiT's own: t' = 1 - t, z = t' x + (1 - t') e, and both velocities over max(1 - t', t_min)."""
+    z0, keys = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(2)), torch.arange(64)
+    output = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    network = DataPrediction(t_min=0.5)(Exact(lambda z, t: output))
+    objective = VelocityMatching(
+        time=LogitNormalTime(mean=0.8, std=0.8), coupling=IndependentCoupling(), weighting=UniformWeighting()
+    )
+    found = objective(network, z0, NOTHING, generator=SampleGenerator(seed=0, keys=keys))  # type: ignore[arg-type]
+    generator = SampleGenerator(seed=0, keys=keys)
+    normal = generator.fork("time").normal()
+    theirs = torch.sigmoid(-0.8 - 0.8 * normal).view(-1, 1, 1, 1)  # their mean and standard deviation
+    noise = generator.fork("noise").normal(3, 2, 2)
+    z = theirs * z0 + (1 - theirs) * noise
+    divisor = (1 - theirs).clamp_min(0.5)
+    assert (divisor == 0.5).any()
+    expected = ((z0 - z) / divisor - (output - z) / divisor).square().mean()
+    torch.testing.assert_close(found.total, expected)
+    gradients = [torch.autograd.grad(loss, output)[0] for loss in (found.total, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def mixture_of_a_point(x: Tensor, t: Tensor) -> Tensor:

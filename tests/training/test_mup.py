@@ -19,7 +19,7 @@ SETTINGS = {"lr": 4e-3, "betas": [0.9, 0.99], "weight_decay": 0.1, "schedule": C
 PLACES = ["patches", "time", "modulation", "blocks.0", "blocks.1", "final"]
 
 
-def build(width: int, base_width: int | None) -> Network:
+def build(width: int, base_width: int | None, *, bottleneck: int | None = None) -> Network:
     """Two blocks with heads of 16, on 4 x 8 x 8 latents."""
     torch.manual_seed(0)
     backbone = DiT(
@@ -29,6 +29,7 @@ def build(width: int, base_width: int | None) -> Network:
         patch_size=2,
         in_channels=4,
         input_size=8,
+        patch_bottleneck=bottleneck,
         base_width=base_width,
     )
     return Network(backbone=backbone, conditioner=LabelConditioner(num_classes=10, width=width))
@@ -121,6 +122,18 @@ def test_initial_sizes(base_width: int | None) -> None:
     """The output of the input layers is equally large at every width only with muP's initialisation."""
     sizes = [build(width, base_width).backbone.patches.proj.weight.std().item() for width in (64, 1024)]
     assert (sizes[1] / sizes[0] == pytest.approx(1, abs=0.05)) == (base_width is not None)
+
+
+def test_the_bottleneck_of_patches_is_the_same_at_every_width() -> None:
+    reduce, proj = (
+        [build(width, BASE, bottleneck=8).backbone.patches.get_submodule(name) for width in (64, 1024)]
+        for name in ("reduce", "proj")
+    )
+    for narrow, wide in (reduce, proj):
+        assert wide.weight.std().item() == pytest.approx(narrow.weight.std().item(), rel=0.3)
+    network = build(1024, BASE, bottleneck=8)
+    _, others = AdamWMuP(**SETTINGS, base_width=BASE)(network)[0].param_groups
+    assert {id(p) for p in network.backbone.patches.parameters()} <= {id(p) for p in others["params"]}
 
 
 def test_a_resumed_run_follows_its_own_settings() -> None:

@@ -46,6 +46,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "positions": ("sincos", "learned", "cropped"),
     "adaln": ("zero",),
     "shifts": (True,),
+    "patch_bottleneck": (None,),
 }
 
 
@@ -75,6 +76,7 @@ def _write(out: Path, saved: SavedRun, weights: str) -> None:
     with torch.device("meta"), bounded(len(state)):
         backbone = build(saved.config["model"])
     if isinstance(backbone, Flux):
+        check_expressible(saved.config["model"])
         check_weights(saved.path, backbone, state, "backbone.")
         _write_flux(out, backbone, saved, weights)
         return

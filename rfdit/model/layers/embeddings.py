@@ -54,19 +54,32 @@ def token_grid(input_size: int | Sequence[int], patch_size: int) -> tuple[int, i
 
 
 class PatchEmbedding(nn.Module):
-    """Latents to tokens: one linear layer applied to every p x p patch.
+    """Latents to tokens: one linear layer applied to every p x p patch, or two with a bottleneck between them.
 
     Shapes: (b, c, h, w) -> (b, h/p * w/p, width).
+
+    bottleneck: numbers that the first of two layers, without bias, makes of a patch; None has one layer. Large
+        patches of pixels have fewer degrees of freedom than numbers (JiT, arXiv 2511.13720, sec. 4.3).
     """
 
-    def __init__(self, *, in_channels: int, patch_size: int, width: int) -> None:
+    def __init__(
+        self, *, in_channels: int, patch_size: int, width: int, bottleneck: int | None = None
+    ) -> None:
         super().__init__()
         self.patch_size, self.in_channels = patch_size, in_channels
-        self.proj = nn.Linear(in_channels * patch_size**2, width)
+        numbers = in_channels * patch_size**2
+        self.reduce = None if bottleneck is None else nn.Linear(numbers, bottleneck, bias=False)
+        self.proj = nn.Linear(bottleneck or numbers, width)
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """Its layers, none of which has a fan-in that grows with the width."""
+        return [self.proj] if self.reduce is None else [self.reduce, self.proj]
 
     def forward(self, z: Latent) -> Float[Tensor, "b n d"]:
         p = self.patch_size
-        return self.proj(rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p))
+        patches = rearrange(z, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        return self.proj(patches if self.reduce is None else self.reduce(patches))
 
     def from_patches(self, weight: Tensor, patches: Patches) -> Tensor:
         """As of `ResizesPatches`; the bias does not depend on the patches."""

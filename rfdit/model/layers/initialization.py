@@ -20,15 +20,17 @@ def initialize(
 
     zero: layers that start at zero: modulation and output (adaLN-Zero). normal: those drawn from
         N(0, 0.02): the time MLP.
-    inputs: layers whose fan-in does not grow with the width.
+    inputs: layers whose fan-in does not grow with the width. One that does not end at the width, as the first of
+        two layers that read patches, is DiT's at any width.
     base_width: initialise for muP (table 3): as DiT at this width; at another, the outputs of `inputs`
         have the same size, and other weights have variance 1 / fan-in. None is DiT's at any width.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-            if module in inputs and base_width is not None:
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if module in inputs and module.out_features == width and base_width is not None:
                 fan_in = module.in_features
                 with torch.no_grad():
                     module.weight.mul_(math.sqrt((fan_in + width) / (fan_in + base_width)))

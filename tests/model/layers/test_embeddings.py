@@ -74,6 +74,22 @@ def test_a_patch_is_a_strided_convolution() -> None:
     torch.testing.assert_close(embed(z), convolved.flatten(2).transpose(1, 2))
 
 
+def test_a_bottleneck_is_the_product_of_two_layers() -> None:
+    embed = PatchEmbedding(in_channels=3, patch_size=4, width=8, bottleneck=5)
+    assert {name: tuple(p.shape) for name, p in embed.named_parameters()} == {
+        "reduce.weight": (5, 48),
+        "proj.weight": (8, 5),
+        "proj.bias": (8,),
+    }
+    whole = PatchEmbedding(in_channels=3, patch_size=4, width=8)
+    assert embed.reduce is not None
+    with torch.no_grad():
+        whole.proj.weight.copy_(embed.proj.weight @ embed.reduce.weight)
+        whole.proj.bias.copy_(embed.proj.bias)
+    z = torch.randn(2, 3, 8, 12)
+    torch.testing.assert_close(embed(z), whole(z))
+
+
 def test_coordinates_count_from_where_they_are_told() -> None:
     torch.testing.assert_close(
         sincos_positions(2, 3, 16, top=1, left=2),
