@@ -10,6 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from rfdit.batch import Condition
 from rfdit.protocols import Backbone
 
+SMALL = 256  # the side of the matrices that are multiplied first
+SECONDS_OF_A_PRODUCT = 5.0
+
 
 def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
     """The number of parameters of a module; frozen tables count as well unless `trainable`."""
@@ -42,9 +45,20 @@ def matmul_peak(
 ) -> float:
     """The device's matrix-product rate in floating-point operations per second, measured; MFU is relative to it.
 
-    The best of `repeats` products of two square matrices: interruptions only ever slow one down.
+    The best of `repeats` products of two square matrices: interruptions only ever slow one down. Where one
+    product of the usual size would take over `SECONDS_OF_A_PRODUCT`, as in bf16 on a processor that has no
+    units for it, matrices of a side of `SMALL` are measured in its place.
     """
     n = size or (8192 if device.type == "cuda" else 1536)
+    small = min(n, SMALL)
+    seconds = _seconds_of_product(small, device, dtype, repeats)
+    if small < n and seconds * (n / small) ** 3 < SECONDS_OF_A_PRODUCT:
+        small, seconds = n, _seconds_of_product(n, device, dtype, repeats)
+    return 2 * small**3 / seconds
+
+
+def _seconds_of_product(n: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
+    """The shortest time of a product of two (n, n) matrices."""
     # Random numbers, since zeros multiply faster; not from the run's own generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
@@ -57,7 +71,7 @@ def matmul_peak(
         return time.perf_counter() - start
 
     once()
-    return 2 * n**3 / min(once() for _ in range(repeats))
+    return min(once() for _ in range(repeats))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Numbers that callbacks log are what their names say."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -80,6 +81,15 @@ def test_peak_is_the_rate_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
     rate = matmul_peak(torch.device("cpu"), torch.float32, size=16, repeats=3)
     assert rate == 2 * 16**3 / 2.0
     assert next(readings, None) is None
+
+
+def test_a_device_that_is_slow_in_a_type_is_measured_with_small_matrices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A side of 1536 would take 216 times 0.1 seconds a product."""
+    readings = itertools.count(0.0, 0.1)
+    monkeypatch.setattr("rfdit.cost.count.time.perf_counter", lambda: next(readings))
+    assert matmul_peak(torch.device("cpu"), torch.float32, repeats=2) == pytest.approx(2 * 256**3 / 0.1)
 
 
 def test_precision_auto(monkeypatch: pytest.MonkeyPatch) -> None:
