@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rfdit.batch import Batch, Condition
+from rfdit.counted import counted
 from rfdit.limits import Count, Fraction
 from rfdit.micro import FEATURES, Fields, check_fields, fourier_features, sampled_values
 from rfdit.protocols import TextEncoder, Truncates
@@ -266,7 +267,9 @@ def truncation(conditioner: Conditioner, inputs: Iterable[object]) -> str | None
         return None
     shown = (end if len(end) <= END_SHOWN else f"{end[:END_SHOWN].rstrip()} ..." for end in ends[:ENDS_SHOWN])
     quoted = ", ".join(f'"... {end}"' for end in shown)
-    more = f" and those of {len(ends) - ENDS_SHOWN} more captions" if len(ends) > ENDS_SHOWN else ""
+    more = (
+        f" and those of {counted(len(ends) - ENDS_SHOWN, 'more caption')}" if len(ends) > ENDS_SHOWN else ""
+    )
     tokens = f"{encoder.length} tokens (text_encoder.length)"
     return f"the text encoder reads {tokens}; these ends are cut off: {quoted}{more}"
 

@@ -49,7 +49,13 @@ def text_of(node: ast.expr) -> str:
         case ast.Constant(value=str() as text):
             return text
         case ast.JoinedStr(values=values):
-            return "".join(text_of(value) if isinstance(value, ast.Constant) else "…" for value in values)
+            return "".join(map(text_of, values))
+        case ast.FormattedValue(
+            value=ast.Call(func=ast.Name(id="counted"), args=[_, ast.Constant(value=noun), *plural])
+        ):
+            return f"… {text_of(plural[0]) if plural else f'{noun}s'}"
+        case ast.FormattedValue():
+            return "…"
         case _:
             return ""
 

@@ -141,3 +141,8 @@ def time_is_up(trainer: L.Trainer) -> bool:
 def at_last_step(trainer: L.Trainer) -> bool:
     """True at the end of the last step, of all or before a time limit; not after a signal, which is urgent."""
     return trainer.global_step == trainer.max_steps or time_is_up(trainer)
+
+
+def logged_step(trainer: L.Trainer, every_n_steps: int) -> bool:
+    """True at the end of a step that has a row in the log: every so many steps, and the last."""
+    return trainer.global_step % every_n_steps == 0 or at_last_step(trainer)

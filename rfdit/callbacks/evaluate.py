@@ -17,6 +17,7 @@ from rfdit.callbacks.capabilities import (
     stopping_signal,
 )
 from rfdit.config.build import latent_shape
+from rfdit.counted import counted
 from rfdit.eval.evaluation import Evaluation
 from rfdit.eval.generation import EvaluationStoppedError, generate_rows
 from rfdit.eval.inputs import ChosenInputs
@@ -108,7 +109,9 @@ class Evaluate(L.Callback):
         process = Process(trainer.global_rank, trainer.world_size, trainer.local_rank)
         started = time.monotonic()
         if trainer.is_global_zero:
-            print(f"step {trainer.global_step}  evaluation: {evaluation.samples:,} images", flush=True)
+            print(
+                f"step {trainer.global_step}  evaluation: {counted(evaluation.samples, 'image')}", flush=True
+            )
 
         def stop() -> bool:
             minutes = (time.monotonic() - started) / 60
@@ -163,6 +166,6 @@ class Evaluate(L.Callback):
             assert self.evaluation is not None
             print(
                 f"step {trainer.global_step}  {self.evaluation.name} was stopped after {done:,} of "
-                f"{self.evaluation.samples:,} images, with nothing recorded, {reason}",
+                f"{counted(self.evaluation.samples, 'image')}, with nothing recorded, {reason}",
                 flush=True,
             )

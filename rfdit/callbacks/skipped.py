@@ -7,7 +7,7 @@ import lightning as L
 import torch
 
 from rfdit.batch import Batch
-from rfdit.callbacks.capabilities import CountsSkips
+from rfdit.callbacks.capabilities import CountsSkips, logged_step
 from rfdit.data.skips import listed
 from rfdit.limits import Count
 from rfdit.processes.rank import Process
@@ -30,7 +30,7 @@ class SkippedSamples(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._train.update(batch.skipped)
-        if pl_module.stepped and trainer.global_step % self.every_n_steps == 0:
+        if pl_module.stepped and logged_step(trainer, self.every_n_steps):
             self._log(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rfdit.callbacks.capabilities import flow_module
+from rfdit.callbacks.capabilities import flow_module, logged_step
 from rfdit.limits import Count, Limit
 
 
@@ -72,7 +72,7 @@ class SpikeGuard(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         pl_module.log("train/skipped_steps", self._skipped.float())
-        if trainer.global_step % self.every_n_steps == 0 and int(self._in_a_row) >= self.patience:
+        if logged_step(trainer, self.every_n_steps) and int(self._in_a_row) >= self.patience:
             raise LastingSpike(
                 f"{int(self._in_a_row)} steps in a row were skipped up to step {trainer.global_step}, since "
                 f"their gradient norms were not finite or above {self.factor} times the median; see "

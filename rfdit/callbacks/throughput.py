@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from rfdit.batch import Batch, Condition
-from rfdit.callbacks.capabilities import flow_module
+from rfdit.callbacks.capabilities import flow_module, logged_step
 from rfdit.cost.count import count_macs, matmul_peak, weightless
 from rfdit.device import multiplies_bf16_fast
 from rfdit.limits import Count
@@ -84,7 +84,7 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._images += len(batch) * trainer.world_size
-        if pl_module.stepped and trainer.global_step % self.every_n_steps == 0:
+        if pl_module.stepped and logged_step(trainer, self.every_n_steps):
             self._log(trainer, pl_module)
         self._left = time.perf_counter()
 

@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from rfdit.callbacks.capabilities import flow_module
+from rfdit.callbacks.capabilities import flow_module, logged_step
 from rfdit.limits import Count
 
 
@@ -28,7 +28,7 @@ class TimeBinLoss(L.Callback):
         # Out of place: the old tensors may be logged values by now.
         self._sums = self._sums.index_add(0, index, loss.per_sample)
         self._counts = self._counts.index_add(0, index, torch.ones_like(loss.t))
-        if module.stepped and trainer.global_step % self.every_n_steps == 0:
+        if module.stepped and logged_step(trainer, self.every_n_steps):
             self._log(trainer)
 
     def _log(self, trainer: L.Trainer) -> None:

@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 
 from rfdit.batch import Batch
 from rfdit.callbacks.capabilities import flow_module
+from rfdit.counted import counted
 from rfdit.limits import Count, Index
 from rfdit.training.module import FlowModule
 
@@ -31,8 +32,9 @@ class Trace(L.Callback):
         """
         if first_step == 0 and 0 < trainer.max_steps <= self.first_step:
             raise ValueError(
-                f"callbacks.trace.first_step={self.first_step} is never reached in the {trainer.max_steps} steps up to "
-                "trainer.max_steps, so no trace would be written; give a lower one, or more steps"
+                f"callbacks.trace.first_step={self.first_step} is never reached in the "
+                f"{counted(trainer.max_steps, 'step')} up to trainer.max_steps, so no trace would be "
+                "written; give a lower one, or more steps"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

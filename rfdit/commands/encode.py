@@ -15,6 +15,7 @@ from rfdit.checkpoint.resume import EQUIVALENT
 from rfdit.config.build import build, validate
 from rfdit.config.command import command
 from rfdit.config.data_group import build_reader
+from rfdit.counted import counted
 from rfdit.data.latents.decoder import check_dtype
 from rfdit.data.latents.encode import EncodePart, encode_missing, shard_names, summary
 from rfdit.data.latents.encode_progress import EncodeProgress
@@ -150,8 +151,8 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
     wait_for_others()
     if failures:
         raise ValueError(
-            f"data.shards: {len(failures)} of {len(own)} shards could not be encoded, and the next run tries "
-            f"them again; {failures[0]}"
+            f"data.shards: {len(failures)} of {counted(len(own), 'shard')} could not be encoded, and the next run "
+            f"tries again; {failures[0]}"
         )
 
 
@@ -177,7 +178,9 @@ def _report_stopped(out: Path, command: str) -> None:
     manifest = out / MANIFEST
     shards = read_manifest(str(manifest)).shards if manifest.exists() else {}
     done = sum(is_finished(out, name, checksum=False) for name in shards)
-    print(f"stopped with {done} of {len(shards)} shards in {out}; go on with: {command}", flush=True)
+    print(
+        f"stopped with {done} of {counted(len(shards), 'shard')} in {out}; go on with: {command}", flush=True
+    )
 
 
 @command("encode")

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rfdit.config.build import build
 from rfdit.config.command import command
 from rfdit.config.data_group import build_reader, validate_parts
+from rfdit.counted import counted
 from rfdit.data.skips import REMEDIES, listed
 from rfdit.data.source import IndexingReader
 
@@ -25,11 +26,9 @@ def index(cfg: DictConfig) -> None:
         shards, filters=build(data["filters"]), image_sizes=config["image_sizes"], out=folder
     )
     problems, left_out = report.problems, f"; left out: {listed(report.skipped)}" if report.skipped else ""
-    where = "beside them" if folder is None else f"in {folder}"
-    print(
-        f"{len(shards) - len(problems)} shards have an index {where}, of {report.samples:,} samples{left_out}",
-        flush=True,
-    )
+    where = "beside each" if folder is None else f"in {folder}"
+    done, samples = counted(len(shards) - len(problems), "shard"), counted(report.samples, "sample")
+    print(f"indexed {done} of {samples} in all, with the index {where}{left_out}", flush=True)
     for reason, remedy in REMEDIES.items():
         if reason in report.skipped:
             print(f"{reason}: {remedy}", flush=True)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rfdit.config.build import build
 from rfdit.config.command import command
 from rfdit.config.data_group import build_reader, validate_parts
+from rfdit.counted import counted
 from rfdit.data.tar.pack import FORMAT, Packing
 from rfdit.storage.folders import make_folder
 
@@ -59,5 +60,7 @@ def main(cfg: DictConfig) -> None:
         print(plan_packing(cfg)(), flush=True)
     except KeyboardInterrupt:
         done = len(list(Path(cfg.out).expanduser().glob("[0-9]*.json")))
-        print(f"stopped with {done} whole shards in {cfg.out}; the same command goes on", flush=True)
+        print(
+            f"stopped with {counted(done, 'whole shard')} in {cfg.out}; the same command goes on", flush=True
+        )
         raise SystemExit(130) from None

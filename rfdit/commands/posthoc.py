@@ -10,6 +10,7 @@ from rfdit.checkpoint.saved_run import SavedRun, checkpoint_header, write_checkp
 from rfdit.config.build import validate
 from rfdit.config.command import command
 from rfdit.config.overrides import setting
+from rfdit.counted import counted
 from rfdit.ema.profiles import power_of
 from rfdit.ema.reconstruction import PowerProfile, combine, fit
 from rfdit.ema.snapshots import Snapshot, read_snapshots
@@ -92,7 +93,7 @@ def posthoc(cfg: DictConfig) -> Path:
     make_folder(out.parent, setting="out")
     write_average(out, saved, list(snapshots), found.coefficients.tolist(), step, std)
     print(
-        f"std={std:g} at step {step} from {len(averages)} snapshots, profile error {found.error:.2%}; "
+        f"std={std:g} at step {step} from {counted(len(averages), 'snapshot')}, profile error {found.error:.2%}; "
         f"sample with: {shlex.join(['python', 'sample.py', setting('ckpt', out)])}",
         flush=True,
     )

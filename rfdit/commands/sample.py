@@ -12,6 +12,7 @@ from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.config.build import build, validate
 from rfdit.config.command import command, rank_command
 from rfdit.config.overrides import setting
+from rfdit.counted import counted
 from rfdit.generate.evaluate import CheckpointEvaluation
 from rfdit.generate.load import PipelineSettings, load_pipeline
 from rfdit.generate.produce import Task, produce, sample_task
@@ -96,7 +97,10 @@ def _run(tasks: Sequence[Task], ranks: LocalRanks, process: Process) -> None:
             sentence = produce(task, process)
             if sentence is not None:
                 n = task.evaluations
-                print(sentence + (f"; {n} evaluations of the velocity for each" if n else ""), flush=True)
+                print(
+                    sentence + (f"; {counted(n, 'evaluation')} of the velocity for each" if n else ""),
+                    flush=True,
+                )
 
 
 def _default_folder(saved: SavedRun, ckpt: str) -> Path:

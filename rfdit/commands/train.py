@@ -21,6 +21,7 @@ from rfdit.checkpoint.saved_run import checkpoint_header, read_checkpoint
 from rfdit.config.build import build, build_network, validate
 from rfdit.config.command import command, rank_command
 from rfdit.config.overrides import setting, typed_program
+from rfdit.counted import counted
 from rfdit.data.class_names import trained_class_names
 from rfdit.data.latents.manifest import weights_of
 from rfdit.data.sample import CacheDecoder
@@ -195,7 +196,7 @@ def _finish(
         )
     elif trainer.is_global_zero:
         mark_finished(run_dir, step=step, metrics=metrics)
-        print(f"done: {step} steps; checkpoints, metrics and images are in {run_dir}", flush=True)
+        print(f"done: {counted(step, 'step')}; checkpoints, metrics and images are in {run_dir}", flush=True)
     if signal:
         raise SystemExit(128 + signal)
 

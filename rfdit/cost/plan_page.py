@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rfdit.counted import counted
+
 GB = 1e9
 
 
@@ -96,7 +98,7 @@ def page(plan: CostEstimate) -> str:
         f"parameters          {plan.parameters:,} ({plan.trainable_parameters:,} trained)\n"
         f"cost of an image    {plan.macs / 1e9:.2f} GMACs forward\n"
         f"memory per device   {plan.total / GB:.3f} GB, batch {plan.batch_size} in {precision}, "
-        f"state divided by {plan.shards} of {plan.devices} device(s)\n"
+        f"state divided by {plan.shards} of {counted(plan.devices, 'device')}\n"
         f"{state}{activations}"
         f"speed per device    {plan.images_per_second:.4g} img/s, if {plan.mfu:.0%} (assumed, mfu=) of "
         f"{plan.peak / 1e12:.3g} TFLOP/s ({plan.peak_from}) are reached{together}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rfdit.counted import counted
 from rfdit.data.decode import SampleDecoder
 from rfdit.data.image_files import readable
 from rfdit.data.sample import RawSample, Sample
@@ -12,8 +13,8 @@ from rfdit.limits import Count
 from rfdit.storage.text import parse_json, read_text, text_lines
 
 FORMATS = (
-    'a text file with "n01440764 tench, Tinca tinca" on each line, a JSON object {"n01440764": "tench"}, or a '
-    "JSON list in the order of the classes"
+    'a text file with "n01440764 tench, Tinca tinca" on each line (a tab ends a folder with spaces in it), a JSON '
+    'object {"n01440764": "tench"}, or a JSON list in the order of the classes'
 )
 
 
@@ -21,12 +22,13 @@ def read_class_names(path: str, *, setting: str, folders: Sequence[str] | None =
     """The class names in the order of the class numbers.
 
     path: a text file with a folder (an ImageNet wnid) and a name on each line, or JSON, either an
-        object {folder: name} or a list of names.
+        object {folder: name} or a list of names. A folder ends at the first space, unless it is one of
+        `folders` that has spaces itself, or a tab follows it.
     folders: the classes' folders, in order. Names by folder are given in this order; without it, in the order
         of the sorted folders, as ImageNet's classes are numbered.
     Raises ValueError, naming `setting`, for another format, and for classes without a name.
     """
-    names = _read(path, setting)
+    names = _read(path, setting, folders or ())
     if isinstance(names, dict):
         unnamed = [folder for folder in folders or () if folder not in names]
         if unnamed:
@@ -36,7 +38,9 @@ def read_class_names(path: str, *, setting: str, folders: Sequence[str] | None =
             )
         return [names[folder] for folder in folders or sorted(names)]
     if folders is not None and len(names) != len(folders):
-        raise ValueError(f"{setting}={path} has {len(names)} names for {len(folders)} class folders")
+        raise ValueError(
+            f"{setting}={path} has {counted(len(names), 'name')} for {counted(len(folders), 'class folder')}"
+        )
     return names
 
 
@@ -65,15 +69,23 @@ def trained_class_names(config: Mapping[str, Any]) -> list[str] | None:
     return names if names is not None and len(names) == num_classes else None
 
 
-def _read(path: str, setting: str) -> list[str] | dict[str, str]:
+def _read(path: str, setting: str, folders: Sequence[str]) -> list[str] | dict[str, str]:
     text = read_text(path, setting=setting, wanted=FORMATS)
     if text.lstrip().startswith(("{", "[")):
         return _from_json(text, f"{setting}={path}")
-    lines = [line.split(maxsplit=1) for line in text_lines(text)]
+    spaced = sorted((f"{folder} " for folder in folders if " " in folder), key=len, reverse=True)
+    lines = [_divided(line, spaced) for line in text_lines(text)]
     wrong = next((line[0] for line in lines if len(line) == 1), None)
     if wrong is not None or not lines:
         raise ValueError(f"{setting}={path} has {wrong or 'nothing'} without a name; give {FORMATS}")
     return dict(lines)
+
+
+def _divided(line: str, spaced: Sequence[str]) -> list[str]:
+    """Folder and name of a line. spaced: the folders with spaces in them, each with one after it, longest first."""
+    if known := next((folder for folder in spaced if line.startswith(folder)), None):
+        return [known[:-1], line[len(known) :].strip()]
+    return [part.strip() for part in line.split("\t" if "\t" in line else None, maxsplit=1)]
 
 
 def _from_json(text: str, given: str) -> list[str] | dict[str, str]:
@@ -116,7 +128,7 @@ class ClassDecoder:
         self.names = None if names is None else read_class_names(names, setting="data.decoder.names")
         if self.names is not None and num_classes not in (None, len(self.names)):
             raise ValueError(
-                f"data.decoder.names={names} has {len(self.names)} classes, and "
+                f"data.decoder.names={names} has {counted(len(self.names), 'class', 'classes')}, and "
                 f"conditioner.num_classes={num_classes}; give conditioner.num_classes={len(self.names)}"
             )
         self.num_classes = num_classes if self.names is None else len(self.names)

@@ -98,8 +98,7 @@ def warn_of_other_files(others: Counter[str], where: str) -> None:
     """Warn of files that are left out because their suffixes are not those of images."""
     if others:
         warnings.warn(
-            f"{where}: {others.total():,} files are left out, whose suffixes are not those of images: "
-            f"{listed(others)}",
+            f"{where}: leaving out files whose suffixes are not those of images: {listed(others)}",
             stacklevel=3,
         )
 

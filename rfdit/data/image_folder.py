@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rfdit.counted import counted
 from rfdit.data.captioned.files import FileSource, ListedImages
 from rfdit.data.class_names import class_folders, read_class_names
 from rfdit.data.contents import contents_of
@@ -69,7 +70,7 @@ class ImageFolder:
         classes = [readable(folder) for folder in folders]
         if self.num_classes not in (None, len(folders)):
             raise ValueError(
-                f"data.shards: {root} has {len(folders)} class folders, {classes[0]} to {classes[-1]}, and "
+                f"data.shards: {root} has {counted(len(folders), 'class folder')}, {classes[0]} to {classes[-1]}, and "
                 f"conditioner.num_classes={self.num_classes}; give conditioner.num_classes={len(folders)}"
             )
         if self._classes not in (None, classes):
@@ -125,7 +126,7 @@ def _list_images(
     """
     counts, suffixes, others = [], Counter[str](), Counter[str]()
 
-    def counted(found: tuple[list[bytes], Counter[str]]) -> list[bytes]:
+    def noted(found: tuple[list[bytes], Counter[str]]) -> list[bytes]:
         counts.append(len(found[0]))
         suffixes.update(Counter(f".{readable(extension_of(path))}" for path in found[0]))
         others.update(found[1])
@@ -133,14 +134,15 @@ def _list_images(
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(list_images, itertools.repeat(os.fsencode(root)), folders)
-        paths = PackedBytes(map(counted, found))
+        paths = PackedBytes(map(noted, found))
     if not len(paths):
         raise ValueError(
             f"data.shards: the class folders of {root} have no images, files that end in "
             f"{ENDINGS}, but {listed(others) or 'no file'}"
         )
     if is_rank_zero():
-        print(f"{root} has {len(paths):,} images of {len(folders):,} classes: {listed(suffixes)}", flush=True)
+        images, classes = counted(len(paths), "image"), counted(len(folders), "class", "classes")
+        print(f"{root} has {images} of {classes}: {listed(suffixes)}", flush=True)
     warn_of_other_files(others, f"data.shards: {root}")
     with os.scandir(os.fsencode(root)) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(b".")]

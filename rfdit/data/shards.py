@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import braceexpand
 
+from rfdit.counted import counted
 from rfdit.data.contents import contents_of
 
 # A pattern, several, or a function that writes the shards and returns their paths.
@@ -47,7 +48,8 @@ def expand_shards(
         unique = list(dict.fromkeys(shards))
         if len(unique) < len(shards):
             warnings.warn(
-                f"{setting} names {len(shards) - len(unique)} shards twice; they are read once", stacklevel=2
+                f"{setting} names {counted(len(shards) - len(unique), 'shard')} twice; each is read once",
+                stacklevel=2,
             )
         return unique
     if _expansions(pattern) > MAX_SHARDS:
@@ -102,8 +104,8 @@ def _local(path: str, suffixes: Sequence[str], setting: str) -> list[str]:
         compressed = tuple(suffix + end for suffix in suffixes for end in (".gz", ".bz2", ".xz", ".zst"))
         if left_out := [file for file in files if file.lower().endswith((*compressed, ".tgz"))]:
             warnings.warn(
-                f"{setting}={path}: {len(left_out)} files are compressed and left out, the first is {left_out[0]}; "
-                "unpack them to be read",
+                f"{setting}={path}: leaving out {counted(len(left_out), 'compressed file')}, the first is "
+                f"{left_out[0]}; unpack them to be read",
                 stacklevel=3,
             )
         return [file for file in files if file.lower().endswith(tuple(suffixes))]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from rfdit.counted import counted
 from rfdit.data.decode import image_bytes, image_size
 from rfdit.data.sample import Decoder, Sample, using
 from rfdit.data.skips import SkippedSampleError
@@ -47,7 +48,10 @@ class Survey:
         """What there is to say of each part of the survey, by name. size: (height, width) in training."""
         steps = -(-self.samples // batch_size)
         found = [
-            ("samples", f"{self.samples:,}, an epoch of {steps:,} steps with data.batch_size={batch_size}")
+            (
+                "samples",
+                f"{self.samples:,}, an epoch of {counted(steps, 'step')} with data.batch_size={batch_size}",
+            )
         ]
         if self.left_out:
             found.append(("left out", _listed(self.left_out)))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rfdit.counted import counted
 from rfdit.eval.evaluation import Evaluation, Rows
 from rfdit.eval.inputs import ChosenInputs
 from rfdit.processes.rank import Process
@@ -16,7 +17,7 @@ class EvaluationStoppedError(Exception):
     """An evaluation was stopped before its end. done: number of images generated."""
 
     def __init__(self, done: int) -> None:
-        super().__init__(f"stopped after {done} images")
+        super().__init__(f"stopped after {counted(done, 'image')}")
         self.done = done
 
 

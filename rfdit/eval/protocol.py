@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from rfdit.counted import counted
 from rfdit.differences import differences, flatten
 from rfdit.storage.checksum import json_digest
 
@@ -77,9 +78,9 @@ class EvalProtocol:
         height, width = self.image_size
         evaluations = "" if self.evaluations is None else f" ({self.evaluations:g} evaluations)"
         parts = [
-            f"{self.samples:,} images of {height}x{width}",
+            f"{counted(self.samples, 'image')} of {height}x{width}",
             _described(self.inputs),
-            f"{self.sampler['solver']['name']} {self.steps} steps{evaluations}",
+            f"{self.sampler['solver']['name']} {counted(self.steps, 'step')}{evaluations}",
             _described(self.guidance),
             self.precision,
             f"weights {_described(self.weights)}",

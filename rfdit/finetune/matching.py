@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.conditioning import TakesClassesByName
+from rfdit.counted import counted
 from rfdit.images import parse_size
 from rfdit.model.layers.resizing import Patches, ResizesPatches, ResizesPositions
 from rfdit.network import Network
@@ -120,7 +121,9 @@ def _take(
         own.copy_(module.from_classes(theirs, there, here))
         new = [each for each in here if each not in set(there)]
         others = f", and {len(new)} new ({', '.join(new[:3])}{', ...' if len(new) > 3 else ''})"
-        found.changed[name] = f"{len(here) - len(new)} classes by name" + (others if new else "")
+        found.changed[name] = f"{counted(len(here) - len(new), 'class', 'classes')} by name" + (
+            others if new else ""
+        )
         return
     if theirs.shape == own.shape:
         own.copy_(theirs)

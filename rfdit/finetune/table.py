@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from rfdit.counted import counted
 from rfdit.finetune.matching import Fit
 
 SHOWN = 5  # lines for each kind; the rest is a number
@@ -11,7 +12,7 @@ SHOWN = 5  # lines for each kind; the rest is a number
 
 def table(fit: Fit) -> str:
     """Lines for what was taken, resized, left at its initial value, and not used; names without block numbers."""
-    rows = [("taken", f"{len(fit.taken)} tensors, {fit.count(fit.taken):,} parameters")]
+    rows = [("taken", f"{counted(len(fit.taken), 'tensor')}, {fit.count(fit.taken):,} parameters")]
     rows += [("resized", line) for line in _lines(fit, fit.changed)]
     rows += [("initial", line) for line in _lines(fit, fit.initial)]
     rows += [("unused", line) for line in _lines(fit, fit.unused)]
@@ -34,4 +35,4 @@ def _lines(fit: Fit, reasons: Mapping[str, str]) -> Iterable[str]:
     if rest := [name for _, names in list(groups.items())[SHOWN:] for name in names]:
         parts = Counter(".".join(name.split(".")[:2]) for name in rest)
         listed = ", ".join(f"{part} {count}" for part, count in parts.items())
-        yield f"{len(rest)} more tensors: {listed}"
+        yield f"{counted(len(rest), 'more tensor')}: {listed}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.config.overrides import quoted
+from rfdit.counted import counted
 from rfdit.generate.classes import captions, class_names, read_labels
 from rfdit.sampler import Solver, StochasticSolver
 from rfdit.storage.text import read_text, text_lines
@@ -157,9 +158,11 @@ class SampleRequest:
         n = len(self.inputs)
         for name, values in self._lists():
             if len(values) != n:
+                given = counted(len(values), "entry", "entries")
+                wanted = counted(n, "prompt or label", "prompts or labels")
                 raise ValueError(
-                    f"{name} has {len(values)} entries for {n} prompts or labels; with matrix=false give one for "
-                    "each, or matrix=true for every combination"
+                    f"{name} has {given} for {wanted}; with matrix=false give one for each, "
+                    "or matrix=true for every combination"
                 )
         # With a seed of its own, an image's noise does not depend on its place in the list.
         seeds, keys = self.seeds or [self.seed] * n, [0] * n if self.seeds else range(n)

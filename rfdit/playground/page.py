@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from rfdit.counted import counted
 from rfdit.playground import html
 from rfdit.playground.form import (
     LARGEST_FILE,
@@ -221,10 +222,10 @@ class Page:
 
     def _shown(self, result: Result) -> dict[Any, str]:
         n, seed = len(result.images), result.settings.seed
-        cost = f"{result.evaluations} evaluations of the velocity in {result.seconds:.1f} s"
+        cost = f"{counted(result.evaluations, 'evaluation')} of the velocity in {result.seconds:.1f} s"
         note = f"; {result.note}" if result.note else ""
         return {
-            self.status: html.status(f"{n} image{'s' * (n != 1)}: {cost}{note}", kind="done"),
+            self.status: html.status(f"{counted(n, 'image')}: {cost}{note}", kind="done"),
             self.images: html.gallery(result.images, [f"seed_{seed}_{i:05d}.png" for i in range(n)]),
             self.command: result.command,
         }

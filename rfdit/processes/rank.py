@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from rfdit.counted import counted
 from rfdit.processes.environment import rank_of_environment
 
 T = TypeVar("T")
@@ -60,9 +61,10 @@ class Process:
     def check_devices(self, devices: int) -> None:
         """Raises ValueError where a launcher has started another number of processes than `devices`."""
         if devices not in (1, self.world_size):
+            started = counted(self.world_size, "process", "processes")
             raise ValueError(
-                f"devices={devices}, but a launcher has already started {self.world_size} process(es); let it "
-                f"start {devices}, as torchrun --nproc-per-node={devices} sample.py does"
+                f"devices={devices}, but a launcher has already started {started}; "
+                f"let it start {devices}, as torchrun --nproc-per-node={devices} sample.py does"
             )
 
     def device(self, kind: torch.device) -> torch.device:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from rfdit.counted import counted
 from rfdit.reporting.metrics import Metric
 from rfdit.reporting.runs import Run, Series
 from rfdit.reporting.table import prefixed
@@ -105,7 +106,7 @@ def cost_plot(runs: Sequence[Run], metric: Metric) -> Plot | None:
     law, note = _fit([point for _, (point,) in curves], "G", "the points")
     notes = [note]
     if len(shown) < len(measured):
-        notes.append(f"{len(measured) - len(shown)} unfinished runs are left out.")
+        notes.append(f"Left out: {counted(len(measured) - len(shown), 'unfinished run')}.")
     title, x = f" against the network's cost, {when}", "forward pass (GMACs for an image)"
     return _plot("gmacs", runs, metric, curves, title=title, x=x, law=law, notes=notes, log_x=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 from rfdit.checkpoint.resume import LAST, changed_settings
 from rfdit.checkpoint.saved_run import read_checkpoint
 from rfdit.config.overrides import setting
+from rfdit.counted import counted
 from rfdit.processes.rank import is_rank_zero
 from rfdit.run.folder import read_metrics
 from rfdit.run.state import RunState, finished_run, mark_finished
@@ -24,7 +25,7 @@ def finished_point(folder: Path, config: dict[str, Any]) -> RunState | None:
     changed = changed_settings(read_yaml(folder / "config.yaml"), config)
     if changed and (done.step or 0) >= config["trainer"]["max_steps"] > 0:
         raise ValueError(
-            f"{folder} holds a finished run of {done.step} steps with other settings: here "
+            f"{folder} holds a finished run of {counted(done.step or 0, 'step')} with other settings: here "
             f"{'; '.join(changed)}; give another run_dir"
         )
     return None if changed else done

@@ -11,6 +11,7 @@ import torch
 
 from rfdit.config.errors import sentence
 from rfdit.config.sweep import SweepFolder, resume_command
+from rfdit.counted import counted
 from rfdit.processes.rank import is_rank_zero
 from rfdit.run.folder import read_metrics
 from rfdit.run.state import FAILED, RunState, mark_failed, read_state
@@ -78,6 +79,6 @@ def _detail(folder: Path, state: RunState) -> str:
         return str(state.error)
     if state.name == "finished":
         loss = (state.metrics or {}).get("val/loss")
-        return f"{state.step} steps" + ("" if loss is None else f", val/loss {loss:.4f}")
+        return f"{counted(state.step or 0, 'step')}" + ("" if loss is None else f", val/loss {loss:.4f}")
     rows = read_metrics(folder / "metrics.csv")
     return f"logged up to step {rows[-1]['step']}" if rows else ""

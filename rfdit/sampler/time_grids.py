@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from rfdit.counted import counted
 from rfdit.flow import shift_time
 from rfdit.limits import Count, Fraction
 from rfdit.model.vp_schedule import VPSchedule
@@ -114,6 +115,7 @@ class CustomGrid:
     def __call__(self, steps: int, latent_size: tuple[int, int] | None) -> Points:
         if steps != len(self.points) - 1:
             raise ValueError(
-                f"sampler.steps={steps} does not fit sampler.grid.times, which make {len(self.points) - 1} steps"
+                f"sampler.steps={steps} does not fit sampler.grid.times, which make "
+                f"{counted(len(self.points) - 1, 'step')}"
             )
         return self.points

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -45,6 +45,14 @@ def seconds_of(duration: str) -> int:
     """The seconds of a duration such as 00:04:00 or 00:00:04:00."""
     days, hours, minutes, seconds = [0, *map(int, duration.split(":"))][-4:]
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+class LastRow(L.Callback):
+    """Gives the last step a row in the log as well, so that a run shorter than the interval has one."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == trainer.max_steps:
+            trainer.log_every_n_steps = 1  # type: ignore[attr-defined]
 
 
 def make_trainer(
@@ -103,8 +111,12 @@ def make_trainer(
         detect_anomaly=detect_anomaly,
         log_every_n_steps=log_every_n_steps,
         default_root_dir=run_dir,
-        # First, since the others ask it whether a step is the last.
-        callbacks=[*([] if max_time is None else [TimeLimit(seconds_of(str(max_time)))]), *callbacks],
+        # First, since the others ask these whether a step is the last, or is logged.
+        callbacks=[
+            LastRow(),
+            *([] if max_time is None else [TimeLimit(seconds_of(str(max_time)))]),
+            *callbacks,
+        ],
         logger=list(loggers),
         plugins=[AtomicCheckpointIO(background=background_checkpoints), *_environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),

@@ -13,15 +13,17 @@ from rfdit.device import pick_precision
 from tests.support.commands.command_line import CommandLine, metrics
 
 
-def test_time_bins_average_to_the_loss(cli: CommandLine) -> None:
+def test_the_last_step_is_logged_and_time_bins_average_to_the_loss(cli: CommandLine) -> None:
     cli.train(
         "run_dir=run",
         "trainer.max_steps=4",
-        "trainer.log_every_n_steps=4",
+        "trainer.log_every_n_steps=50",
         "data.batch_size=64",
         "time=uniform",
     )
     (row,) = metrics(Path("run"))
+    assert row["step"] == "3"
+    assert row["lr-AdamW"]
     bins = [float(row[f"train/loss_t{i / 10:.1f}"]) for i in range(10)]
     # About as many samples in each bin, and hardly any learning in four steps.
     assert sum(bins) / 10 == pytest.approx(float(row["train/loss"]), rel=0.05)
@@ -29,10 +31,12 @@ def test_time_bins_average_to_the_loss(cli: CommandLine) -> None:
 
 def test_throughput(cli: CommandLine) -> None:
     cli.train(
-        "run_dir=run", "trainer.max_steps=6", "trainer.log_every_n_steps=3",
-        "callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 3}",
+        "run_dir=run", "trainer.max_steps=6", "trainer.log_every_n_steps=4",
+        "callbacks.throughput={_target_: rfdit.callbacks.Throughput, every_n_steps: 4}",
     )  # fmt: skip
-    for row in metrics(Path("run")):
+    rows = metrics(Path("run"))
+    assert [row["step"] for row in rows] == ["3", "5"]
+    for row in rows:
         assert float(row["speed/images_per_second"]) > 0
         assert 0 < float(row["speed/mfu"]) < 1
         assert 0 <= float(row["speed/data_wait"]) < 1

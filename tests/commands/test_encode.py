@@ -138,9 +138,8 @@ def test_every_sample_is_delivered_or_counted(
     report = json.loads((tmp_path / "out/a.json").read_text())
     assert report["samples"] == 3
     assert report["skipped"] == {"corrupt_image": 2, "missing_caption": 1}
-    assert (
-        f"3 samples in 1 shard are in {tmp_path / 'out'}; left out: 2 corrupt_image, 1 missing_caption"
-        in (capsys.readouterr().out)
+    assert f"3 samples in 1 shard in {tmp_path / 'out'}; left out: 2 corrupt_image, 1 missing_caption" in (
+        capsys.readouterr().out
     )
 
 
@@ -357,7 +356,7 @@ def test_the_command(
     output = capsys.readouterr().out
     assert "encoding: 1 of 2 shards, 50%  elapsed " in output
     assert "remaining " in output
-    assert "3 samples in 2 shards are in out" in output
+    assert "3 samples in 2 shards in out" in output
     with pytest.raises(SystemExit, match=r"^error: out is not set; give out=\.\.\.$"):
         command(monkeypatch, shards)
     with pytest.raises(SystemExit, match=r"^error: batchsize is not a setting; did you mean batch_size\?$"):
@@ -395,7 +394,7 @@ def test_a_launcher_runs_the_parts(write_numbered: WriteNumbered, tmp_path: Path
     assert samples == {"000": 2, "001": 1, "002": 3}
     jobs = sorted(path.read_text() for path in (tmp_path / "out/.submitit").glob("*/*_log.out"))
     assert sum("part 0 of 2: 5 samples in 2 shards" in log for log in jobs) == 1
-    assert sum("part 1 of 2: 1 samples in 1 shard are" in log for log in jobs) == 1
+    assert sum("part 1 of 2: 1 sample in 1 shard in" in log for log in jobs) == 1
     assert read_manifest(str(tmp_path / "out/latents.json")).shards.keys() == samples.keys()
 
 
@@ -414,9 +413,9 @@ def test_torchrun_and_sweeps_share_the_work(write_numbered: WriteNumbered, tmp_p
     )
     output = run(*torchrun, shards, "out=two", cwd=tmp_path)
     assert "part 0 of 2: 5 samples in 2 shards" in output
-    assert "part 1 of 2: 1 samples in 1 shard are" in output
+    assert "part 1 of 2: 1 sample in 1 shard in" in output
     output = run("-m", "rfdit", "encode", "-m", "parts=2", "part=0,1", shards, "out=sweep", cwd=tmp_path)
-    assert "part 1 of 2: 1 samples in 1 shard are" in output
+    assert "part 1 of 2: 1 sample in 1 shard in" in output
     for name in ("000.tar", "001.tar", "002.tar"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "sweep" / name).read_bytes()
     two, sweep = (read_manifest(str(tmp_path / out / "latents.json")) for out in ("two", "sweep"))
@@ -431,7 +430,7 @@ def test_torchrun_and_sweeps_share_the_work(write_numbered: WriteNumbered, tmp_p
     # A process with a bad shard ends last, so that torchrun does not end the others before.
     Path(paths[1]).write_bytes(b"no tar" * 1000)
     error = run(*torchrun, shards, "out=bad", cwd=tmp_path, code=1)
-    assert "error: data.shards: 1 of 1 shards could not be encoded" in error
+    assert "error: data.shards: 1 of 1 shard could not be encoded" in error
     assert len(list((tmp_path / "bad").glob("*.tar"))) == 2
 
 

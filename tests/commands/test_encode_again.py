@@ -111,9 +111,7 @@ def test_a_shard_that_was_replaced_is_encoded_again(
     encode(settings(shards, out))
     assert [sample.key for sample in read(out / "000.tar")] == ["000008", "000009"]
     assert times(out)["001"] == before["001"]
-    assert (
-        "1 shards seem to have changed since they were encoded, and are read again" in capsys.readouterr().out
-    )
+    assert "reading 1 shard again, which changed after the encoding" in capsys.readouterr().out
 
 
 def test_a_shard_that_was_only_touched_is_not(write_numbered: WriteNumbered, tmp_path: Path) -> None:
@@ -200,7 +198,7 @@ def test_remote_latents_stay_until_the_bytes_are_known(
     write_checked_json(out / "000.json", report)
     good = shard.read_bytes()
     shard.write_bytes(b"no tar" * 1000)
-    with pytest.raises(ValueError, match="1 of 1 shards could not be encoded"):
+    with pytest.raises(ValueError, match="1 of 1 shard could not be encoded"):
         again()
     assert times(out) == before
     shard.write_bytes(good)

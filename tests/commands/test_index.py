@@ -24,7 +24,10 @@ def test_indexes_are_written_once_and_again_after_a_change(
     cli: CommandLine, write_numbered: Callable[[Sequence[int]], list[str]], tmp_path: Path
 ) -> None:
     shards = write_numbered([3, 4])
-    assert cli.index(f"data.shards={tmp_path}") == "2 shards have an index beside them, of 7 samples\n"
+    assert (
+        cli.index(f"data.shards={tmp_path}")
+        == "indexed 2 shards of 7 samples in all, with the index beside each\n"
+    )
     places = [Path(f"{shard}.idx") for shard in shards]
     before = [place.stat().st_mtime_ns for place in places]
     write_numbered([5])
@@ -59,8 +62,8 @@ def test_what_is_left_out_is_told(cli: CommandLine, tmp_path: Path) -> None:
     command = [f"data.shards={shard}", "data.filters.max_caption=9"]
     said = cli.index(*command)
     assert said == (
-        "1 shards have an index beside them, of 1 samples; left out: 1 empty_caption, 1 filtered_caption, "
-        "1 no_extension\nno_extension: a name needs an extension that says what the file is\n"
+        "indexed 1 shard of 1 sample in all, with the index beside each; left out: 1 empty_caption, "
+        "1 filtered_caption, 1 no_extension\nno_extension: a name needs an extension that says what the file is\n"
     )
     assert cli.index(*command) == said  # of an index that is there
 
@@ -74,7 +77,10 @@ def test_remote_shards_need_a_folder(
         assert cli.error("index", shards).startswith(
             "out is not set; give a folder, since indexes cannot be written beside http"
         )
-        assert cli.index(shards, "out=indexes") == "2 shards have an index in indexes, of 7 samples\n"
+        assert (
+            cli.index(shards, "out=indexes")
+            == "indexed 2 shards of 7 samples in all, with the index in indexes\n"
+        )
         Handler.requests.clear()
         cli.index(shards, "out=indexes")
         assert not Handler.requests  # both are there

@@ -82,7 +82,7 @@ def test_a_page_names_its_assumptions(plan: Any) -> None:
         "size=s", "patch=p8", "strategy=ddp", "trainer.devices=4", "mfu=0.4", "data.batch_size=2", *PAPERS
     )
     assert "40% (assumed, mfu=) of 1 TFLOP/s (given)" in page
-    assert "state divided by 1 of 4 device(s)" in page
+    assert "state divided by 1 of 4 devices" in page
     one, four = (re.search(rf"^speed {of} +([\d.]+) img/s", page, re.M) for of in ("per device", "of all 4"))
     assert one
     assert four

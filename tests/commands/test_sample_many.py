@@ -115,7 +115,7 @@ def test_another_launcher_must_start_as_many(
 ) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     message = cli.error("sample", run, PROMPTS, "devices=2")
-    assert message.startswith("devices=2, but a launcher has already started 1 process(es)")
+    assert message.startswith("devices=2, but a launcher has already started 1 process")
     assert cli.error("sample", run, PROMPTS, "devices=0") == "devices=0 must be at least 1"
 
 

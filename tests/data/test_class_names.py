@@ -53,6 +53,18 @@ def test_a_tree_with_some_of_the_classes_takes_their_names(file: Callable[[str],
 
 
 @pytest.mark.parametrize(
+    ("text", "folders"),
+    [
+        ("red fox Vulpes vulpes\nred panda Ailurus\nred a colour\n", ["red", "red fox", "red panda"]),
+        ("red fox\tVulpes vulpes\nred panda\t Ailurus\nred a colour\n", None),
+    ],
+)
+def test_folders_with_spaces(file: Callable[[str], str], text: str, folders: list[str] | None) -> None:
+    found = read_class_names(file(text), setting="names", folders=folders)
+    assert found == ["a colour", "Vulpes vulpes", "Ailurus"]
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("n01 a\nn02 b\n", "has no name for 1 of the 3 class folders, the first of them n10$"),

@@ -74,7 +74,7 @@ def test_the_command_writes_a_sheet_and_compares_with_the_encoder(
     monkeypatch.setattr("sys.argv", ["rfdit data", "own", "data.resolution=16", "text_encoder.length=8"])
     rfdit.commands.data.main()
     printed = capsys.readouterr().out.splitlines()
-    assert "samples   6, an epoch of 1 steps with data.batch_size=16" in printed
+    assert "samples   6, an epoch of 1 step with data.batch_size=16" in printed
     assert printed[-2].startswith(
         "too long  44.4% of the first 9 captions are longer than text_encoder.length=8"
     )

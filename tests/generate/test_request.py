@@ -69,7 +69,7 @@ def test_pairs() -> None:
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] has an entry twice"),
         ({"scales": [1], "columns": 4}, "columns=4 does not go with a matrix"),
         ({"scales": [1, 2, 3], "matrix": False}, "scales has 3 entries for 2 prompts or labels"),
-        ({"seeds": [1], "matrix": False}, "seeds has 1 entries for 2 prompts or labels"),
+        ({"seeds": [1], "matrix": False}, "seeds has 1 entry for 2 prompts or labels"),
     ],
 )
 def test_contradictions(settings: dict[str, Any], sentence: str) -> None:

@@ -25,6 +25,7 @@ LAYERS = [
         "device",
         "progress",
         "differences",
+        "counted",
         "extras",
         "limits",
         "micro",

@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_early_does_not_move_the_others(make_run: MakeRun
     make_run("stopped", "patch=p8", evaluations=[evaluation(5, 1000.0)], finished=False)
     page, _ = report(make_run, tmp_path)
     assert "against the network&#39;s cost, at step 10." in page
-    assert "1 unfinished runs are left out." in page
+    assert "Left out: 1 unfinished run." in page
     assert page.count(", 3 points, where") == 2
 
 

@@ -8,6 +8,7 @@ import torch
 from rfdit.callbacks.capabilities import DescribesData, MonitorsMetric, callbacks_of, flow_module
 from rfdit.callbacks.start.traps import Start, traps
 from rfdit.cost.count import count_macs, count_parameters, weightless
+from rfdit.counted import counted
 from rfdit.data.skips import listed
 from rfdit.data.stream.description import DataDescription
 from rfdit.device import device_in_words
@@ -53,7 +54,7 @@ class StartSummary(L.Callback):
             latent = (about.size[0] // downsampling, about.size[1] // downsampling)
             tokens = math.prod(token_grid(latent, self._backbone.patch_size))
             macs = count_macs(self._backbone, (channels, *latent), null)
-            model += f"; an image has {tokens:,} tokens and takes {macs / 1e9:.3g} GMACs"
+            model += f"; an image has {counted(tokens, 'token')} and takes {macs / 1e9:.3g} GMACs"
         devices, gradients = trainer.world_size, trainer.accumulate_grad_batches
         precision = PRECISIONS.get(str(trainer.precision), str(trainer.precision))
         lines = [
@@ -82,9 +83,10 @@ class StartSummary(L.Callback):
 def _data(about: DataDescription | None, batches: int) -> str | None:
     if about is None:
         return None
-    text = f"{about.samples:,} samples"
+    text = f"{counted(about.samples, 'sample')}"
     if about.epoch is not None:
-        text += f", an epoch of {math.ceil(about.epoch / (batches * about.batch_size)):,} steps"
+        steps = math.ceil(about.epoch / (batches * about.batch_size))
+        text += f", an epoch of {counted(steps, 'step')}"
     if about.left_out:
         text += f"; left out: {listed(about.left_out)}"
     val = "no validation" if about.val_samples is None else f"validation on {about.val_samples:,}"
@@ -97,7 +99,7 @@ def _batch(about: DataDescription | None, devices: int, gradients: int) -> str |
     factors = [(devices, "devices"), (gradients, "accumulated")]
     times = "".join(f" x {n} {what}" for n, what in factors if n > 1)
     whole = about.batch_size * devices * gradients
-    return f"{whole:,} images a step" + (f" ({about.batch_size}{times})" if times else "")
+    return f"{counted(whole, 'image')} a step" + (f" ({about.batch_size}{times})" if times else "")
 
 
 def _steps(trainer: L.Trainer) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from rfdit.counted import counted
 from rfdit.data.captioned.columns import captions_in, find_columns
 from rfdit.data.captioned.files import ListedImages
 from rfdit.data.image_files import EXTENSIONS, THREADS, PackedBytes, extension_of, list_images
@@ -51,9 +52,9 @@ def list_named(
     there = _existing(root, list(about))
     if about and not there:
         raise ValueError(
-            f"data.shards: {table} names {len(about):,} images, none of which exists below {root}, the first of them "
-            f"{os.fsdecode(next(iter(about)))}; give data.reader.root=FOLDER of the images, or the column of their "
-            "names as data.reader.columns.file"
+            f"data.shards: {table} names {counted(len(about), 'image')}, none of which exists below {root}, "
+            f"the first of them {os.fsdecode(next(iter(about)))}; give "
+            "data.reader.root=FOLDER of the images, or the column of their names as data.reader.columns.file"
         )
     left_out[SkipReason.MISSING_IMAGE] += len(about) - len(there)
     if whole_folder:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rfdit.counted import counted
 from rfdit.data.decode import read_image
 from rfdit.data.filters import Filters
 from rfdit.data.image_files import THREADS, PackedBytes, extension_of, readable, sizes_of, unusable
@@ -71,7 +72,7 @@ class FileSource:
         self.shard_sizes: Sequence[int] = [len(self._numbers)]
         if not len(self._numbers):
             raise ValueError(
-                f"data.shards: {images.root}: none of {len(images)} images is left: {listed(self._skipped)}"
+                f"data.shards: {images.root}: none of {counted(len(images), 'image')} is left: {listed(self._skipped)}"
             )
 
     def _filtered(

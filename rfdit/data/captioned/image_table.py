@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rfdit.counted import counted
 from rfdit.data.captioned.columns import COLUMNS, captions_in, find_columns
 from rfdit.data.captioned.files import metadata_files
 from rfdit.data.decode import image_size
@@ -66,7 +67,7 @@ class ImageTableSource:
         self.shard_sizes: Sequence[int] = self._rows.piece_sizes
         if not len(self._rows):
             raise ValueError(
-                f"data.shards: no row of {len(paths)} tables, the first of them {paths[0]}, is left: "
+                f"data.shards: no row of {counted(len(paths), 'table')}, the first of them {paths[0]}, is left: "
                 f"{listed(self._rows.skipped()) or 'they are empty'}"
             )
 

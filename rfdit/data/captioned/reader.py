@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
+from rfdit.counted import counted
 from rfdit.data.captioned.caption_files import list_captioned
 from rfdit.data.captioned.columns import Named, check_named
 from rfdit.data.captioned.file_table import WANTED, list_named
@@ -130,8 +131,7 @@ class CaptionedImages:
             raise ValueError(f"data.shards: {path} has no image with a caption; it holds {contents_of(path)}")
         if others:
             warnings.warn(
-                f"data.shards: {path}: {others.total():,} files are left out, which are neither images nor their "
-                f"captions: {listed(others)}",
+                f"data.shards: {path}: leaving out what is neither an image nor a caption: {listed(others)}",
                 stacklevel=3,
             )
         _announce_files(path, images)
@@ -148,12 +148,14 @@ class CaptionedImages:
 
 
 def _announce_files(path: str, images: ListedImages) -> None:
-    _announce(f"{path} has {len(images):,} captioned images: {listed(images.kinds)}", images.left_out)
+    _announce(
+        f"{path} has {counted(len(images), 'captioned image')}: {listed(images.kinds)}", images.left_out
+    )
 
 
 def _announce_rows(paths: Sequence[str], tables: Source) -> None:
     has = "has" if len(paths) == 1 else f"and {len(paths) - 1:,} more have"
-    found = f"{paths[0]} {has} {sum(tables.shard_sizes):,} captioned images in rows of parquet"
+    found = f"{paths[0]} {has} {counted(sum(tables.shard_sizes), 'captioned image')} in rows of parquet"
     _announce(found, tables.skipped())
 
 

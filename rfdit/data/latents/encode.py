@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from rfdit.counted import counted
 from rfdit.data.latents.manifest import MANIFEST
 from rfdit.data.latents.shard_encoder import ShardEncoder, ShardError, is_finished
 from rfdit.data.shards import is_remote
@@ -71,7 +72,7 @@ def encode_missing(encoder: ShardEncoder, shards: Mapping[str, str]) -> list[str
             failures.append(str(error))
     if outdated:
         print(
-            f"{len(outdated)} shards seem to have changed since they were encoded, and are read again",
+            f"reading {counted(len(outdated), 'shard')} again, which changed after the encoding",
             flush=True,
         )
     done = set(finished) - outdated
@@ -94,5 +95,5 @@ def summary(encoder: ShardEncoder, names: Sequence[str], part: EncodePart) -> st
     samples = sum(report["samples"] for report in reports)
     which = f"part {part.index} of {part.count}: " if part.count > 1 else ""
     left_out = f"; left out: {listed(skipped)}" if skipped else ""
-    count = "1 shard" if len(reports) == 1 else f"{len(reports):,} shards"
-    return f"{which}{samples:,} samples in {count} are in {encoder.out}{left_out}"
+    found = f"{counted(samples, 'sample')} in {counted(len(reports), 'shard')}"
+    return f"{which}{found} in {encoder.out}{left_out}"

@@ -2,6 +2,7 @@
 
 from types import TracebackType
 
+from rfdit.counted import counted
 from rfdit.progress import ProgressDisplay
 
 
@@ -43,4 +44,4 @@ class EncodeProgress:
 
     @property
     def _note(self) -> str:
-        return f"{self._images:,} images  {self._images / self._display.elapsed:.0f} img/s"
+        return f"{counted(self._images, 'image')}  {self._images / self._display.elapsed:.0f} img/s"

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rfdit.batch import Batch
+from rfdit.counted import counted
 from rfdit.data.filters import Filters
 from rfdit.data.first import FirstSamples
 from rfdit.data.joined import joined
@@ -214,7 +215,7 @@ class StreamDataModule(L.LightningDataModule):
             source = FirstSamples(source, self.limit)
         if not sum(source.shard_sizes):
             raise ValueError(
-                f"{setting}: no sample of {len(found)} shards, the first of them {found[0]}, can be "
+                f"{setting}: no sample of {counted(len(found), 'shard')}, the first of them {found[0]}, can be "
                 f"used: {listed(source.skipped()) or 'they are empty'}"
             )
         about: list[Any] = [source.shard_sizes, [Path(shard).name for shard in found]]
@@ -235,8 +236,9 @@ class StreamDataModule(L.LightningDataModule):
             warnings.warn(
                 "data.buckets has no effect: all images get the same size"
                 if len(buckets) == 1
-                else f"data.buckets: the bucket {smallest.size} has {len(smallest)} images, less than a batch; its "
-                "batches repeat them. A larger data.buckets.step or a smaller max_aspect makes fewer buckets",
+                else f"data.buckets: the bucket {smallest.size} has {counted(len(smallest), 'image')}, less "
+                "than a batch; its batches repeat them. A larger data.buckets.step or a smaller "
+                "max_aspect makes fewer buckets",
                 stacklevel=2,
             )
         return buckets

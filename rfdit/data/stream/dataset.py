@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rfdit.batch import Batch
+from rfdit.counted import counted
 from rfdit.data.sample import Decoder, RawSample, Sample, collate, using
 from rfdit.data.skips import SkippedSampleError, SkipReason, listed
 from rfdit.data.source import Source, SubstitutingSource
@@ -80,7 +81,8 @@ class Stream(IterableDataset[Batch]):
             yield replace(held, skipped=dict(skipped + Counter(held.skipped)))
         elif skipped and workers == 1:
             raise ValueError(
-                f"data: none of {skipped.total()} samples can be used: {listed(skipped)}; the first: {self._first}"
+                f"data: none of {counted(skipped.total(), 'sample')} can be used: {listed(skipped)}; "
+                f"the first: {self._first}"
             )
 
     def _found(self, batches: Iterator[PlannedBatch]) -> Iterator[RawSample | SkippedSampleError]:

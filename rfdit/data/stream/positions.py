@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from rfdit.counted import counted
 from rfdit.data.stream.order import MixedOrder, Order
 from rfdit.data.stream.sets import SetRate
 from rfdit.randomness import randrange
@@ -263,7 +264,8 @@ class FinitePlan:
     def __init__(self, bucket: Bucket, *, batch_size: int, ranks: int) -> None:
         if len(bucket) < ranks:
             raise ValueError(
-                f"data.val_shards has {len(bucket)} usable samples for {ranks} ranks; give at least one for each"
+                f"data.val_shards has {counted(len(bucket), 'usable sample')} for {ranks} ranks; give "
+                "at least one for each"
             )
         self.in_step = ranks > 1
         self._bucket, self._batch_size, self._ranks = bucket, batch_size, ranks

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 from rich.filesize import decimal
 
+from rfdit.counted import counted
 from rfdit.data.shards import is_remote
 from rfdit.data.skips import SkipReason
 from rfdit.data.tar.format import CompressedTarError
@@ -155,8 +156,8 @@ class Indexer:
         """Say what will be copied before anything is read, and how to avoid that."""
         if wrong := [found.problem for found in missing if found.problem]:
             warnings.warn(
-                f"data.shards: {len(wrong)} of {shards} indexes cannot be used, the first: {wrong[0]}; "
-                "run rfdit index to write them again",
+                f"data.shards: {len(wrong)} of {counted(shards, 'index', 'indexes')} cannot be used, "
+                f"the first: {wrong[0]}; run rfdit index to write them again",
                 stacklevel=4,
             )
         remote = [found for found in missing if is_remote(found.url)]
@@ -168,9 +169,9 @@ class Indexer:
         if unknown:
             amount += f" and {unknown} of unknown size"
         print(
-            f"{len(remote)} of {shards} shards have no index for these filters and buckets and are copied to "
-            f"{self.spool.folder} before any sample is read, {amount}; run rfdit index to write "
-            "indexes, with which each shard is copied only when it is due",
+            f"copying {counted(len(remote), 'shard')} without an index for these filters and buckets, {amount}, to "
+            f"{self.spool.folder} before any sample is read; run rfdit index to write indexes, with which a shard is "
+            "copied only when it is due",
             flush=True,
         )
 

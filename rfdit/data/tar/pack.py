@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rfdit.counted import counted
 from rfdit.data.decode import decode_image, find_metadata, image_bytes, image_size
 from rfdit.data.numbers import plain_json
 from rfdit.data.sample import RawSample
@@ -60,7 +61,7 @@ class PackCounts:
     def summary(self) -> str:
         """`6 of 10 samples packed; left out: 4 corrupt_image`."""
         causes = ", ".join(f"{count} {reason}" for reason, count in Counter(self.left_out).most_common())
-        return f"{self.packed} of {self.samples} samples packed{f'; left out: {causes}' if causes else ''}"
+        return f"{self.packed} of {counted(self.samples, 'sample')} packed{f'; left out: {causes}' if causes else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,8 @@ class Packing:
                 counts += packed
         write_json(self.out / "report.json", {"samples": counts.samples} | counts.as_dict())
         shards = list(self.out.glob("*.tar"))
-        return f"{counts.summary()}; they are in {len(shards)} shards in {self.out}, and report.json counts the others"
+        where = f"{counted(len(shards), 'shard')} in {self.out}"
+        return f"{counts.summary()}; they are in {where}, and report.json counts the others"
 
 
 def usable(sample: RawSample | SkippedSampleError, *, verify: bool) -> dict[str, str | bytes]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from rich.filesize import decimal
 
+from rfdit.counted import counted
 from rfdit.data.filters import Filters
 from rfdit.data.sample import RawSample
 from rfdit.data.shards import is_remote
@@ -86,7 +87,7 @@ class TarReader:
         problems = [shard.problem for shard in indexed if shard.problem]
         if problems and len(problems) == len(shards):
             raise ValueError(
-                f"data.shards: none of {len(shards)} shards can be read, the first is {problems[0]}"
+                f"data.shards: none of {counted(len(shards), 'shard')} can be read, the first is {problems[0]}"
             )
         if problems:
             warnings.warn(

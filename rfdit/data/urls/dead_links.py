@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rfdit.counted import counted
 from rfdit.data.skips import SkipReason
 from rfdit.processes.rank import Process
 from rfdit.storage.atomic import write_json
@@ -55,7 +56,8 @@ class LinkCounts:
     def summary(self) -> str:
         """Totals and causes in one line."""
         causes = ", ".join(f"{count} {cause}" for cause, count in self.dead.most_common())
-        return f"{self.alive} of {self.alive + self.dead.total()} URLs alive{f'; dead: {causes}' if causes else ''}"
+        every = counted(self.alive + self.dead.total(), "URL")
+        return f"{self.alive} of {every} alive{f'; dead: {causes}' if causes else ''}"
 
 
 class LinkStates:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from rfdit.counted import counted
 from rfdit.data.filters import Filters
 from rfdit.data.skips import listed
 from rfdit.data.tables.index import TableIndexer
@@ -120,7 +121,7 @@ class UrlTables:
             rows = SelectedRows(list(pool.map(index, paths)), self.unpacked)
         if not len(rows):
             raise ValueError(
-                f"data.shards: no row of {len(paths)} tables, the first of them {paths[0]}, passes "
+                f"data.shards: no row of {counted(len(paths), 'table')}, the first of them {paths[0]}, passes "
                 f"data.filters: {listed(rows.skipped()) or 'they are empty'}"
             )
         if self.dead_links is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
+from rfdit.counted import counted
 from rfdit.eval.evaluation import Evaluation, Rows
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.generate.outputs.output import GeneratedImage, Job, open_resumable, ranges
@@ -49,7 +50,7 @@ class EvaluationFiles:
         write_finished(self._file(job, number), lambda file: file.write(save(rows)))
 
     def close(self, job: Job) -> str:
-        return f"{len(job.sheet.specs):,} images generated for {self.evaluation.name}"
+        return f"{counted(len(job.sheet.specs), 'image')} generated for {self.evaluation.name}"
 
     def measure(self, job: Job) -> tuple[dict[str, float], float]:
         """The numbers, and the seconds since the beginning; on rank 0 alone, outside any process group."""

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rfdit.counted import counted
 from rfdit.generate.outputs.output import GeneratedImage, Job, open_resumable, ranges
 from rfdit.generate.uses.use import inputs_of
 from rfdit.limits import Count
@@ -62,7 +63,7 @@ class NpzArray:
         if not is_finished(target):
             write_finished(target, lambda file: self._join(job, file))
         shutil.rmtree(parts, ignore_errors=True)  # not there if an earlier run got this far
-        return f"{len(job.sheet.specs):,} images in {target}"
+        return f"{counted(len(job.sheet.specs), 'image')} in {target}"
 
     def _join(self, job: Job, file: BinaryIO) -> None:
         specs = job.sheet.specs

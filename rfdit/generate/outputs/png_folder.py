@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from rfdit.counted import counted
 from rfdit.generate.outputs.output import GeneratedImage, Job
 from rfdit.image_grid import to_pil, write_image
 from rfdit.storage.atomic import write_text
@@ -54,11 +55,10 @@ class PngFolder:
         record = json.dumps(job.settings | {"samples": entries}, indent=2)
         write_text(folder / "samples.json", record + "\n")
         if n > LARGEST_SHEET:
-            return f"{n} images in {folder}, too many for one sheet"
+            return f"{n:,} images in {folder}, too many for one sheet"
         # Other processes have generated some of them; PNGs lose nothing.
         images = torch.stack([_read(folder / _name(i)) for i in range(n)])
-        count = "1 image" if n == 1 else f"{n} images"
-        return f"{count} in {folder}, together in {job.use.show(folder, images, job.sheet)}"
+        return f"{counted(n, 'image')} in {folder}, together in {job.use.show(folder, images, job.sheet)}"
 
 
 def _name(index: int) -> str:

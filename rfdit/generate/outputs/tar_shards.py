@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from webdataset import TarWriter
 
+from rfdit.counted import counted
 from rfdit.generate.outputs.output import GeneratedImage, Job, open_resumable, ranges
 from rfdit.image_grid import to_pil
 from rfdit.limits import Count
@@ -46,7 +47,7 @@ class TarShards:
 
     def close(self, job: Job) -> str:
         shards = len(self.pieces(job))
-        return f"{len(job.sheet.specs):,} images in {shards} shards in {job.folder}"
+        return f"{counted(len(job.sheet.specs), 'image')} in {counted(shards, 'shard')} in {job.folder}"
 
     def _shard(self, job: Job, number: int) -> Path:
         return job.folder / f"{number:05d}.tar"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rfdit.counted import counted
 from rfdit.generate.request import ContactSheet, Endpoint, ImageSpec, SampleRequest, Specs
 from rfdit.generate.uses.use import generator_of, inputs_of
 from rfdit.image_grid import to_pil, write_image
@@ -45,8 +46,9 @@ class Interpolation:
                 "use=interpolate needs two prompts or two seeds; give 'prompts=[a, b]' or seeds=[0,1]"
             )
         if {len(prompts), len(seeds)} - {1, n}:
+            inputs = counted(len(prompts), "prompt or label", "prompts or labels")
             raise ValueError(
-                f"use=interpolate has {len(prompts)} prompts or labels and seeds has {len(seeds)} entries; give as "
+                f"use=interpolate has {inputs} and seeds has {counted(len(seeds), 'entry', 'entries')}; give as "
                 "many of both, or only one of either"
             )
         prompts, seeds = prompts * (n // len(prompts)), seeds * (n // len(seeds))

@@ -73,7 +73,7 @@ def test_the_summary_comes_before_the_first_step(
     )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "own has 3 captioned images: 3 .png"
-    assert lines[1] == "data      3 samples, an epoch of 1 steps; no validation"
+    assert lines[1] == "data      3 samples, an epoch of 1 step; no validation"
     assert lines[2].startswith("model     MMDiT, ")
     assert "a block has twice those of model=dit" in lines[2]
     assert lines[2].endswith(" GMACs")

@@ -131,7 +131,7 @@ def test_every_file_of_a_folder_is_used_or_counted(tmp_path: Path) -> None:
     (folder / "alone.png").write_bytes(numbered_png(1))
     (folder / "alone.txt.bak").touch()
     (folder / "README.txt").write_text("about")
-    with pytest.warns(UserWarning, match=r"own: 1 files are left out, which are .*: 1 \.bak$"):
+    with pytest.warns(UserWarning, match=r"own: leaving out what .*: 1 \.bak$"):
         source = opened(folder)
     assert source.skipped() == {"missing_caption": 1, "missing_image": 1, "unknown_suffix": 1}
     last = raw_samples(source)[-1]

@@ -250,7 +250,7 @@ def test_buckets_without_effect_warn(write_numbered: WriteNumbered) -> None:
 
 def test_shards_named_twice_are_read_once(write_numbered: WriteNumbered, tmp_path: Path) -> None:
     shards = write_numbered([3, 4])
-    with pytest.warns(UserWarning, match=r"data\.shards names 1 shards twice"):
+    with pytest.warns(UserWarning, match=r"data\.shards names 1 shard twice"):
         loader = data([shards[0], str(tmp_path / "*.tar")], batch_size=7).train_dataloader()
     assert sorted(map(int, next(iter(loader)).keys)) == list(range(7))
 
@@ -268,7 +268,7 @@ def test_filters_are_exact_and_counted(
     batches = itertools.islice(source.train_dataloader(), 3)
     assert [sorted(map(int, batch.keys)) for batch in batches] == [[0, 1, 2, 4, 5]] * 3
     assert source.skipped() == {"filtered_watermark": 4, "unknown_watermark": 1}
-    with pytest.raises(ValueError, match=r"data\.shards: no sample of 1 shards.* 10 filtered_size"):
+    with pytest.raises(ValueError, match=r"data\.shards: no sample of 1 shard.* 10 filtered_size"):
         data([shard], filters=Filters(min_size=9)).train_dataloader()
 
 
