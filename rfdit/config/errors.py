@@ -11,12 +11,19 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from rfdit.config.build import CONFIG_DIR, default_settings
-from rfdit.config.mistyped import meant
+from rfdit.config.mistyped import meant, nearest, option_named, options_with
 from rfdit.config.overrides import unreadable
 from rfdit.config.signatures import FROM_LIGHTNING
 from rfdit.extras import SWEEPS, missing_package
 from rfdit.processes.workers import worker_death
 
+# What OmegaConf asks of the settings of a root, by the last word of its message.
+OMEGACONF = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "bool": "true or false",
+    "ListConfig": "a list: {name}=[A,B]",
+}
 OF_THE_GRAMMAR = "token recognition error|no viable alternative|mismatched input|extraneous input"
 
 
@@ -60,10 +67,19 @@ def sentence(error: Exception, config_name: str) -> str:
         return "null is not an option of a group; leave the group out, or write ~GROUP to remove it"
     if several := re.match(r"Ambiguous value for argument '(([^=']*)=([^']*))'", text):
         typed, name, value = several.groups()
-        point = f"; with a decimal point it is {name}={value.replace(',', '.')}" * bool(
-            re.fullmatch(r"\d+,\d+", value)
-        )
+        point = ""
+        if re.fullmatch(r"[1-9]\d{0,2}(,\d{3})+", value):
+            point = f"; in thousands it is {name}={value.replace(',', '')}"
+        elif re.fullmatch(r"\d,\d+", value):
+            point = f"; with a decimal point it is {name}={value.replace(',', '.')}"
         return f"{typed} gives several values, which is a sweep: add -m, or write a list as {name}=[{value}]{point}"
+    if several := re.match(r"Sweep parameters '(([^=']*)=.*)' requires --multirun", text):
+        return f"{several[1]} gives several values, which is a sweep: add -m, or write a list as {several[2]}=[A,B]"
+    if unknown := re.match(r"Interpolation key '([^']+)' not found", text):
+        return (
+            f"there is no setting {unknown[1]}, whose value another one takes: give it, leave out ~{unknown[1]}, or "
+            "write \\${ where the characters are meant"
+        )
     if added := re.match(r"Could not append to config\. An item is already at '([^']+)'", text):
         return f"{added[1]} is there already; write {added[1]}=... without +"
     if isinstance(error, MissingConfigException) and error.options:
@@ -76,7 +92,12 @@ def sentence(error: Exception, config_name: str) -> str:
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return f"{unknown[1]} is not a setting{_suggestion(unknown[1], config_name)}"
     if text.startswith("Error merging override") and error.__cause__ is not None:
-        return f"{text.removeprefix('Error merging override ')}: {str(error.__cause__).splitlines()[0]}"
+        typed, cause = text.removeprefix("Error merging override "), str(error.__cause__).splitlines()[0]
+        if kind := re.search(
+            r"could not be converted to (Integer|Float)|not a valid bool|is not a ListConfig", cause
+        ):
+            return f"{typed} must be {OMEGACONF[kind[0].split()[-1]].format(name=typed.partition('=')[0])}"
+        return f"{typed}: {cause}"
     text = text.removeprefix("ValueError raised while resolving interpolation: ")
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(("full_key", "object_type")))
@@ -95,7 +116,9 @@ def _suggestion(path: str, config_name: str) -> str:
     settings = default_settings(config_name)
     if path in settings:
         return " here, since another override has replaced the group that it belongs to"
+    if options := options_with(path, CONFIG_DIR):
+        return f" here; it belongs to {' or '.join(options)}"
     groups = [folder.name for folder in CONFIG_DIR.iterdir() if folder.is_dir()]
-    near = difflib.get_close_matches(path.lower(), [*settings, *groups], n=1)
-    found = meant(path, settings) or (near[0] if near else None)
+    known = [name for name in [*settings, *groups] if "_target_" not in name]
+    found = meant(path, known) or option_named(path, CONFIG_DIR, settings) or nearest(path, known)
     return f"; did you mean {found}?" if found else f"; rfdit {config_name} --help lists them all"

@@ -21,10 +21,18 @@ QUOTED = r'"(?:[^"\\]|\\.)*"|' + r"'(?:[^'\\]|\\.)*'"
 PLAIN = r"(?!\[|\{)(?:[^,\[\](){}\"'\\]|\([^,\[\](){}\"']*\)|\[[^,\[\](){}\"']*\]|\{[^,\[\](){}\"']*\}|(?<=\w)'(?=\w))+"
 ITEM = re.compile(rf"\s*({QUOTED}|{PLAIN}?)\s*(,|\Z)", re.DOTALL)
 PARSER = OverridesParser.create()
+# Settings for which a group's name is mistaken, where the value is a number, and where it is a path.
 NUMBERS = {
+    "ema": "callbacks.ema.profiles.ema.decay",
     "guidance": "guidance.scale",
     "sampler": "sampler.steps",
-}  # settings for which a group's name is mistaken
+}
+PATHS = {
+    "autoencoder": "autoencoder.source",
+    "data": "data.shards",
+    "init": "init.ckpt",
+    "network": "network.weights",
+}
 
 
 def quoted(text: str) -> str:
@@ -182,11 +190,13 @@ def _check_option(name: str, parsed: Override, groups: Path) -> None:
         raise ValueError(
             f"{name}=null: null is not an option of a group; leave {name} out, or write ~{name} to remove it"
         )
-    if isinstance(value, int | float):
+    is_path = isinstance(value, str) and "/" in value and not (group / f"{value}.yaml").exists()
+    if isinstance(value, int | float) or is_path:
         options = sorted(path.stem for path in group.glob("*.yaml"))
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f"did you mean {name}={near[0]}? " if near else ""
-        hint = f"did you mean {NUMBERS[name]}={value}? " if name in NUMBERS else hint
+        meant = PATHS if is_path else NUMBERS
+        hint = f"did you mean {meant[name]}={value}? " if name in meant else hint
         raise ValueError(f"{name}={value} is not an option; {hint}choose from {', '.join(options)}")
 
 

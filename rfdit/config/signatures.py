@@ -36,6 +36,18 @@ FROM_LIGHTNING = {
     "trainer.val_check_interval": "trainer.val_every_n_steps=...",
 }
 
+# Types in words.
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "a truth value",
+    list: "a list",
+    dict: "a group of settings",
+    NoneType: "null",
+}
+SEVERAL = {int: "whole numbers", float: "numbers", str: "texts", bool: "truth values"}
+
 # Settings of a model that another group sets, and what leaves them out for a model that lacks them.
 OF_OTHER_GROUPS = {
     "model.width": "size=none",
@@ -139,12 +151,27 @@ def _check_values(
             if setting in FROM_LIGHTNING:
                 yield f"{setting}={value} is not set there; write {FROM_LIGHTNING[setting]}"
                 continue
-            whole = isinstance(value, float) and value.is_integer() and _is_a(int(value), hint)
-            instead = f"; write {int(value)}" if whole else ""
-            yield f"{setting}={value!r} is a {type(value).__name__}, and it takes {_words(hint)}{instead}"
+            number = _number(value)
+            instead = f"; write {number}" if number is not None and _is_a(number, hint) else ""
+            yield f"{setting}={value!r} is {_kind(value)}, and it takes {_words(hint)}{instead}"
         else:
             for words in violations(value, limited[name]):
                 yield f"{setting}={value} must be {words}{or_null}"
+
+
+def _kind(value: Any) -> str:
+    """What a value of YAML is, in words."""
+    return KINDS.get(type(value), type(value).__name__)
+
+
+def _number(value: Any) -> int | float | None:
+    """The number that may be meant by 1e5, or by a text: 100k, or one with the characters of a word processor."""
+    text = re.sub("[\N{MINUS SIGN}\N{EN DASH}]", "-", str(value)).strip("=“”„")
+    found = re.fullmatch(r"(-?\d+\.?\d*(?:e-?\d+)?)([kKM]?)", text)
+    if isinstance(value, bool) or found is None:
+        return None
+    number = float(found[1]) * {"": 1, "k": 1e3, "K": 1e3, "M": 1e6}[found[2]]
+    return int(number) if number.is_integer() else number
 
 
 def _words(hint: Any) -> str:
@@ -154,8 +181,9 @@ def _words(hint: Any) -> str:
     if hint is NoneType:
         return "null"
     if _is_list(hint):
-        return f"a list of {_words(typing.get_args(hint)[0])}"
-    return hint.__name__ if hint in (int, float, str, bool) else str(hint)
+        item = typing.get_args(hint)[0]
+        return f"a list of {SEVERAL.get(item, _words(item))}"
+    return "true or false" if hint is bool else KINDS.get(hint, str(hint))
 
 
 def _is_list(hint: Any) -> bool:

@@ -230,7 +230,9 @@ def test_what_is_missing_or_wrong_is_named(run: Pack, table_in_folder: str) -> N
     assert error(run, shards, "~data.reader") == (
         "data.reader is not set; packing needs data.shards, data.reader and data.filters"
     )
-    assert "data.reader.fetcher.per_host='x' is a str" in error(run, shards, "data.reader.fetcher.per_host=x")
+    assert "data.reader.fetcher.per_host='x' is a text" in error(
+        run, shards, "data.reader.fetcher.per_host=x"
+    )
 
 
 def test_an_outage_leaves_the_shard_for_the_next_call(run: Pack, tmp_path: Path) -> None:

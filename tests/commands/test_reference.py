@@ -159,7 +159,7 @@ def test_the_command_reads_training_data(cli: CommandLine) -> None:
         (["images=images", "resolution=8", "count=9"], "count=9: there are 5 images"),
         (["resolution=8"], "resolution applies to images=... only"),
         (["images=rgb.npz", "features=-1"], "features=-1"),
-        (["images=rgb.npz", "network.outputs=5"], "network.outputs=5 is a int"),
+        (["images=rgb.npz", "network.outputs=5"], "network.outputs=5 is a whole number"),
         (["imges=rgb.npz"], "imges is not a setting; did you mean images?"),
     ],
 )

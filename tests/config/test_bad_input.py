@@ -50,8 +50,8 @@ def test_added_setting_of_a_group_is_refused(cli: CommandLine) -> None:
 
 def test_wrong_types_are_reported_together(cli: CommandLine) -> None:
     message = cli.error("train", "data.batch_size=many", "optimizer.lr=fast")
-    assert "data.batch_size='many' is a str, and it takes" in message
-    assert "optimizer.lr='fast' is a str, and it takes float" in message
+    assert "data.batch_size='many' is a text, and it takes" in message
+    assert "optimizer.lr='fast' is a text, and it takes a number" in message
 
 
 def test_patch_that_does_not_divide(cli: CommandLine) -> None:

@@ -96,7 +96,7 @@ def test_a_schedule_that_decays_needs_an_end(cli: CommandLine) -> None:
 
 def test_a_wrong_type_where_there_is_a_limit_is_a_wrong_type(cli: CommandLine) -> None:
     message = cli.error("train", "trainer.val_every_n_steps=often")
-    assert message == "trainer.val_every_n_steps='often' is a str, and it takes int or null"
+    assert message == "trainer.val_every_n_steps='often' is a text, and it takes a whole number or null"
 
 
 def test_a_seed_that_numpy_does_not_take(cli: CommandLine) -> None:
@@ -106,4 +106,4 @@ def test_a_seed_that_numpy_does_not_take(cli: CommandLine) -> None:
 @pytest.mark.parametrize("items", ["[en,de,fr,es,it,nl,pl,3]", "[en,de,fr,es,it,nl,pl,[ru]]"])
 def test_every_item_of_a_list_is_checked(cli: CommandLine, items: str) -> None:
     message = cli.error("train", "data=laion", "data.shards=x.tar", f"data.filters.languages={items}")
-    assert message.endswith(" is a list, and it takes a list of str or null")
+    assert message.endswith(" is a list, and it takes a list of texts or null")

@@ -55,19 +55,44 @@ TYPOS = {
     "train compile": "compile cannot be read as SETTING=VALUE; ",
     "train help": "help is not a setting; write --help",
     # Values.
-    "train trainer.max_steps=1e5": "trainer.max_steps=100000.0 is a float, and it takes int; write 100000",
-    "train trainer.max_steps=ten": "trainer.max_steps='ten' is a str, and it takes int",
+    "train trainer.max_steps=1e5": "trainer.max_steps=100000.0 is a number, and it takes a whole number; write 100000",
+    "train trainer.max_steps=ten": "trainer.max_steps='ten' is a text, and it takes a whole number",
     "train optimizer.lr=0,001": (
         "optimizer.lr=0,001 gives several values, which is a sweep: add -m, or write a list as optimizer.lr=[0,001]; "
         "with a decimal point it is optimizer.lr=0.001"
     ),
-    "train optimizer.lr=fast": "optimizer.lr='fast' is a str, and it takes float",
-    "train model.patch_size=p4": "model.patch_size='p4' is a str, and it takes int",
-    "train seed=1.5": "seed=1.5: Value '1.5' of type 'float' could not be converted to Integer",
-    "train compile=maybe": "compile=maybe: Value 'maybe' is not a valid bool (type str)",
+    "train optimizer.lr=fast": "optimizer.lr='fast' is a text, and it takes a number",
+    "train model.patch_size=p4": "model.patch_size='p4' is a text, and it takes a whole number",
+    "train seed=1.5": "seed=1.5 must be a whole number",
+    "train compile=maybe": "compile=maybe must be true or false",
     "train trainer.max_time=12h": "trainer.max_time=12h must be [days:]hours:minutes:seconds and more than 0, ",
     "train sampler.steps=0": "sampler.steps=0 must be at least 1",
     "train data=laion": "data.shards is not set; give data.shards=...",
+    "train optimizer.lr=1\N{MINUS SIGN}4": "optimizer.lr='1\N{MINUS SIGN}4' is a text, and it takes a number",
+    "train optimizer.lr=1e\N{MINUS SIGN}4": (
+        "optimizer.lr='1e\N{MINUS SIGN}4' is a text, and it takes a number; write 0.0001"
+    ),
+    "train callbacks.checkpoints.every_n_steps=100k": (
+        "callbacks.checkpoints.every_n_steps='100k' is a text, and it takes a whole number; write 100000"
+    ),
+    "train trainer.max_steps=1,000": (
+        "trainer.max_steps=1,000 gives several values, which is a sweep: add -m, or write a list as "
+        "trainer.max_steps=[1,000]; in thousands it is trainer.max_steps=1000"
+    ),
+    "train data.flip=1": "data.flip=1 is a whole number, and it takes true or false",
+    "sample seeds=0-3": "seeds=0-3 must be a list: seeds=[A,B]",
+    "sample seeds=range(4)": "seeds=range(4) gives several values, which is a sweep: add -m, or write a list as ",
+    # Settings of options that were not chosen, options without their group, removed settings.
+    "train init.ckpt=run": "init.ckpt is not a setting here; it belongs to init=weights",
+    "train model=dit conditioner.num_classes=10": (
+        "conditioner.num_classes is not a setting here; it belongs to conditioner=labels"
+    ),
+    "sample use.strength=0.5": "use.strength is not a setting here; it belongs to use=image_to_image",
+    "train wandb=true": "wandb is not a setting; did you mean logger=wandb?",
+    "train data=/my/pictures": "data=/my/pictures is not an option; did you mean data.shards=/my/pictures? choose ",
+    "train ~trainer.max_steps": "there is no setting trainer.max_steps, whose value another one takes: give it, ",
+    "train \N{EN DASH}seed=1": "\N{EN DASH}seed=1 is not a flag; settings are written without dashes: seed=1",
+    "train seed.=1": "seed.=1 is not a setting and its value; write seed=1",
     # What a shell makes of braces, brackets and spaces.
     "train data=laion data.shards=a/00.tar data.shards=a/01.tar": (
         "data.shards is given twice, as a/00.tar and as a/01.tar; a shell expands braces unless they are quoted: "
