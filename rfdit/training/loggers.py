@@ -1,5 +1,6 @@
 """Loggers of others: one identity of a run over all its starts, and what Lightning does not log to all alike."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ def wandb_logger(
 
 def mlflow_logger(*, folder: str, experiment: str, name: str, tracking_uri: str | None = None) -> Logger:
     """MLflow: a resumed run goes on in the run of its first start. folder: that of the run."""
+    # MLflow refuses its store of files without this, and the light client `mlflow-skinny` has no other.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     settings: dict[str, Any] = {} if tracking_uri is None else {"tracking_uri": tracking_uri}
     return MLFlowLogger(
         experiment_name=experiment, run_name=name, run_id=identity(Path(folder), "mlflow"), **settings
