@@ -11,7 +11,6 @@ from rfdit.checkpoint.registry import GROUPS, check_saved
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.config.build import build
 from rfdit.cost.count import count_parameters
-from rfdit.counted import counted
 from rfdit.generate.load import PipelineSettings, load_pipeline
 from rfdit.image_grid import to_pil
 from rfdit.interchange.source import open_model, with_sources
@@ -38,7 +37,7 @@ class Model:
         down = self.pipeline.autoencoder.downsampling
         _, *sides = self.pipeline.latent_shape
         size = "x".join(str(side * down) for side in sides)
-        inputs = f"{counted(self.saved.num_classes, 'class', 'classes')}" if self.knows_labels else "captions"
+        inputs = f"{self.saved.num_classes} classes" if self.knows_labels else "captions"
         kind = f"{class_name(network.backbone)} of {count_parameters(network):,} parameters"
         return (
             f"Model({kind}, {inputs} to {size} images, step {self.saved.step:,} of {self.saved.run_folder})"
