@@ -236,7 +236,7 @@ def test_an_index_without_the_sizes_that_it_promises_is_none(
     del about["image_sizes"]
     index.write_bytes(checked_json(about))
     reader = TarReader(cache=str(tmp_path / "there"))
-    with pytest.warns(UserWarning, match=r"1 of 1 indexes cannot be used, .* is not an index of a shard"):
+    with pytest.warns(UserWarning, match=r"1 of 1 index cannot be used, .* is not an index of a shard"):
         source = reader([f"{server}/0.tar"], filters=Filters(), image_sizes=True)
     assert source.image_sizes().shape == (5, 2)
 

@@ -427,7 +427,7 @@ def test_tables_that_cannot_be_read_are_named(write_table: Any, reader: UrlTable
 
 def test_nothing_left_says_why(server: MisbehavingServer, write_table: Any, reader: UrlTables) -> None:
     path = write_table(good(server, 3))
-    with pytest.raises(ValueError, match=r"no row of 1 tables, .* passes data\.filters: 3 filtered_size"):
+    with pytest.raises(ValueError, match=r"no row of 1 table, .* passes data\.filters: 3 filtered_size"):
         reader([path], filters=Filters(min_size=512))
     with pytest.raises(ValueError, match="they are empty"):
         reader([write_table([], "empty.jsonl")], filters=ALL)
