@@ -5,7 +5,13 @@ from torch import nn
 from rfdit.conditioning import Conditioner
 from rfdit.protocols import Auxiliary, Backbone
 
-AUXILIARY = "auxiliary"  # how the names of parameters begin that only training needs
+# The parts of a network that only training needs, with whose names those of their parameters begin.
+TRAINING_ONLY = ("auxiliary", "objective")
+
+
+def is_for_training_only(tensor: str) -> bool:
+    """True for the name of a network's tensor that is not part of the model that is sampled."""
+    return tensor.partition(".")[0] in TRAINING_ONLY
 
 
 class Network(nn.Module):
@@ -13,12 +19,19 @@ class Network(nn.Module):
 
     auxiliary: a loss on states within the backbone; its layers are trained, sharded and resumed with the others, and
         are not part of the model that is sampled or exported.
+    objective: the layers of the objective, such as a learned weighting; likewise.
     """
 
     def __init__(
-        self, *, backbone: Backbone, conditioner: Conditioner, auxiliary: Auxiliary | None = None
+        self,
+        *,
+        backbone: Backbone,
+        conditioner: Conditioner,
+        auxiliary: Auxiliary | None = None,
+        objective: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.conditioner = conditioner
         self.auxiliary = auxiliary
+        self.objective = objective

@@ -51,6 +51,31 @@ class SetsTarget(Protocol):
 
 
 @runtime_checkable
+class HasPrediction(Protocol):
+    """A velocity network that follows from another prediction.
+
+    with_variance: return the output's second half of channels as well.
+    """
+
+    prediction: object
+
+    def __call__(
+        self, z_t: Latent, t: Time, cond: Condition, *, with_variance: bool = False
+    ) -> Latent | tuple[Latent, Latent]: ...
+
+
+@runtime_checkable
+class LearnsVariance(Protocol):
+    """A prediction that may parametrise the variance of a schedule's reverse steps too.
+
+    schedule: the timesteps. learned_variance: the network's output has as many channels again.
+    """
+
+    schedule: object
+    learned_variance: bool
+
+
+@runtime_checkable
 class StandsFor(Protocol):
     """A backbone around another one. network: the other."""
 
@@ -122,6 +147,16 @@ class Objective(Protocol):
         generator: all randomness, keyed by sample; fork it once for each purpose.
         """
         ...
+
+
+@runtime_checkable
+class OwnsLayers(Protocol):
+    """An objective with layers of its own, which are trained with the network and are not part of the model.
+
+    layers: these, such as a learned weighting; None if it has none.
+    """
+
+    layers: nn.Module | None
 
 
 @runtime_checkable

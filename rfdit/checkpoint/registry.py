@@ -54,14 +54,18 @@ PARTS: dict[Any, tuple[type, ...]] = {
         BPEEncoder, ConcatEncoder, OpenCLIPEncoder, OpenCLIPHFEncoder, TransformersEncoder,
     ),
     Autoencoder: (DiffusersAutoencoder, IdentityAutoencoder),
-    Objective: (objective.ContrastiveFlowMatching, objective.VelocityMatching),
-    objective.TimeSampler: (
-        objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.UniformTime,
+    Objective: (
+        objective.ContrastiveFlowMatching, objective.NoiseAndVarianceMatching, objective.VelocityMatching,
     ),
+    objective.TimeSampler: (
+        objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.TimestepTime,
+        objective.UniformTime,
+    ),
+    objective.NoiseSchedule: (model.VPSchedule,),
     Coupling: (objective.IndependentCoupling, objective.OptimalTransportCoupling),
     objective.Weighting: (
         objective.DataWeighting, objective.EDMWeighting, objective.MinSNRWeighting, objective.NoiseWeighting,
-        objective.UniformWeighting,
+        objective.UncertaintyWeighting, objective.UniformWeighting,
     ),
     sampler.Sampler: (sampler.Sampler,),
     sampler.Solver: (sampler.Dopri5, sampler.Euler, sampler.Heun, sampler.Midpoint, sampler.RK4),

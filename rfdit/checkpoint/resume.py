@@ -1,5 +1,6 @@
 """The checkpoint from which a run resumes, and the settings that it must share with the run."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rfdit.checkpoint.kept import kept_file, kept_steps
 from rfdit.checkpoint.saved_run import SavedRun, read_checkpoint
 from rfdit.checkpoint.sharded import is_sharded
 from rfdit.differences import differences
+from rfdit.network import is_for_training_only
 
 # Settings that change speed, memory or paths, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
@@ -98,10 +100,12 @@ def find_resume(ckpt: str | None, run_dir: Path) -> Path | None:
     return path
 
 
-def read_resumable(path: Path, config: dict[str, Any], contract: LatentContract) -> SavedRun:
+def read_resumable(
+    path: Path, config: dict[str, Any], contract: LatentContract, tensors: Collection[str]
+) -> SavedRun:
     """Reads a checkpoint without its weights, and checks that a run can resume from it.
 
-    config, contract: the run's configuration and the latents of its autoencoder.
+    config, contract: the run's configuration and the latents of its autoencoder. tensors: names of its network's.
     Raises ValueError, naming what differs, for a checkpoint of another network, optimizer or latents, and
     for one that leaves no step to take.
     """
@@ -116,11 +120,22 @@ def read_resumable(path: Path, config: dict[str, Any], contract: LatentContract)
     ]
     if found:
         raise ValueError(f"ckpt={path} belongs to another network or optimizer: here {'; '.join(found)}")
+    here, there = (_beside(names) for names in (tensors, saved.network))
+    if here != there:
+        raise ValueError(
+            f"ckpt={path} was trained with {there or 'no'} layers beside the model, and this run has {here or 'none'}; "
+            "give the auxiliary and weighting that it was trained with"
+        )
     if saved.step >= config["trainer"]["max_steps"] > 0:
         raise ValueError(
             f"ckpt={path} is already at step {saved.step}; give trainer.max_steps more than that"
         )
     return saved
+
+
+def _beside(tensors: Collection[str]) -> str:
+    """The parts of a network that only training needs."""
+    return " and ".join(sorted({name.partition(".")[0] for name in tensors if is_for_training_only(name)}))
 
 
 def _trained(config: dict[str, Any]) -> dict[str, Any]:

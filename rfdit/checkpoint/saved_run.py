@@ -13,7 +13,7 @@ from rfdit.autoencoder.contract import LatentContract
 from rfdit.checkpoint.base import Base
 from rfdit.checkpoint.sharded import REST, is_sharded, make_way, read_rest, read_sharded, remove_shards
 from rfdit.config.build import latent_shape
-from rfdit.network import AUXILIARY
+from rfdit.network import is_for_training_only
 from rfdit.storage.atomic import remove_abandoned, write_atomically
 from rfdit.storage.checksum import changed_record
 from rfdit.storage.untrusted import check_plain, explained, unreadable
@@ -178,9 +178,7 @@ class SavedRun:
             found = {"ema": next(iter(self.ema.values()))} | self.ema | found
         if name not in found:
             raise ValueError(f"weights={name} is not in ckpt={self.path}; it has {', '.join(found)}")
-        return {
-            tensor: value for tensor, value in found[name].items() if not tensor.startswith(f"{AUXILIARY}.")
-        }
+        return {tensor: value for tensor, value in found[name].items() if not is_for_training_only(tensor)}
 
 
 def _are_names(found: Any) -> bool:

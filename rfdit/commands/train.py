@@ -34,6 +34,7 @@ from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
 from rfdit.processes.quiet import quiet_others
 from rfdit.processes.rank import is_rank_zero
 from rfdit.processes.slurm import requeue, slurm_job
+from rfdit.protocols import OwnsLayers
 from rfdit.run.complete import complete_run, finish_trained, finished_point
 from rfdit.run.folder import describe_run, discard_start, only_run
 from rfdit.run.log import logged
@@ -71,7 +72,13 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
     )
     with isolate_rng():  # the network is the one that a run without it draws
         auxiliary = build(config["auxiliary"]) if config["auxiliary"] else None
-    network = build_network(config, empty_backbone=starts_empty(trainer), auxiliary=auxiliary)
+        objective = build(config["objective"])
+    network = build_network(
+        config,
+        empty_backbone=starts_empty(trainer),
+        auxiliary=auxiliary,
+        objective=objective.layers if isinstance(objective, OwnsLayers) else None,
+    )
     autoencoder = build(config["autoencoder"])
     class_names, adapter = trained_class_names(config), build(config["adapter"])
     started, base, empty = None, None, starts_empty(trainer)
@@ -84,7 +91,7 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
     module = FlowModule(
         network=network,
         autoencoder=autoencoder,
-        objective=build(config["objective"]),
+        objective=objective,
         optimizer=build(config["optimizer"]),
         seed=config["seed"],
         compile_blocks=config["compile"],
@@ -165,7 +172,8 @@ def _prepare_device(config: dict[str, Any]) -> None:
 
 def _check_resume(resume: Path, training: Training, config: dict[str, Any]) -> int:
     """The checkpoint's step; prints the settings that have changed, raises ValueError if the run cannot go on."""
-    saved = read_resumable(resume, config, training.module.autoencoder.contract)
+    module = training.module
+    saved = read_resumable(resume, config, module.autoencoder.contract, module.network.state_dict())
     if training.trainer.is_global_zero and (changed := changed_settings(saved.config, config)):
         print(f"resuming with other settings than the checkpoint's: {'; '.join(changed)}", flush=True)
     return saved.step

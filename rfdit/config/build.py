@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from rfdit.config.described import CONFIG_DIR
 from rfdit.config.run_name import run_name
@@ -32,6 +33,7 @@ def register() -> None:
     """Register schemas and resolvers with Hydra; may be called more than once."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("doubled", lambda n: 2 * n, replace=True)
     OmegaConf.register_new_resolver("latent_size", latent_size, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("home", expand_home, replace=True)
@@ -73,14 +75,18 @@ def build_backbone(config: dict[str, Any], *, empty: bool = False) -> Backbone:
 
 
 def build_network(
-    config: dict[str, Any], *, empty_backbone: bool = False, auxiliary: Auxiliary | None = None
+    config: dict[str, Any],
+    *,
+    empty_backbone: bool = False,
+    auxiliary: Auxiliary | None = None,
+    objective: nn.Module | None = None,
 ) -> Network:
     """Build the trained part of a configuration; the backbone first, since its errors come at once.
 
-    empty_backbone: put it on the meta device, to be filled later. auxiliary: that of training.
+    empty_backbone: put it on the meta device, to be filled later. auxiliary, objective: those of training.
     """
-    backbone = build_backbone(config, empty=empty_backbone)
-    return Network(backbone=backbone, conditioner=build(config["conditioner"]), auxiliary=auxiliary)
+    backbone, conditioner = build_backbone(config, empty=empty_backbone), build(config["conditioner"])
+    return Network(backbone=backbone, conditioner=conditioner, auxiliary=auxiliary, objective=objective)
 
 
 def latent_size(resolution: int | Sequence[int], downsampling: int) -> int | list[int]:

@@ -26,6 +26,8 @@ def adapt(
     Raises ValueError, naming the setting, for weights that are not a base, and for what adapters are not trained with.
     """
     _check(config)
+    if network.objective is not None:
+        raise ValueError("weighting has layers that are not trained beside adapters; use weighting=uniform")
     base = None
     if not empty:
         if started is None:

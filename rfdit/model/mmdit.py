@@ -3,7 +3,8 @@
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
 from rfdit.limits import Count, Positive, Size
@@ -42,6 +43,7 @@ class MMDiT(nn.Module):
     pooled_mlp: SD3's two layers for the pooled caption in place of the paper's one.
     recompute: activation checkpointing, less memory for more time; see `recomputable`.
     patch_bottleneck: numbers to which a patch is reduced on its way to a token; see `PatchEmbedding`.
+    out_channels: channels of the output, if not the latent's, as in `DiT`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
@@ -76,6 +78,7 @@ class MMDiT(nn.Module):
         recompute: Recompute = "none",
         patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
+        out_channels: Count | None = None,
     ) -> None:
         super().__init__()
         if pooled_width is None:
@@ -122,7 +125,9 @@ class MMDiT(nn.Module):
             )
             for is_last in last
         )
-        self.final = FinalLayer(width=width, patch_size=patch_size, out_channels=in_channels, norm=norm)
+        self.final = FinalLayer(
+            width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
+        )
         self.inputs = (*self.patches.linears, self.captions, self.time.hidden, pooled_input)
         initialize(
             self,
@@ -133,7 +138,7 @@ class MMDiT(nn.Module):
             base_width=base_width,
         )
 
-    def forward(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
+    def forward(self, z_t: Latent, t: Time, cond: Condition) -> Float[Tensor, "b out h w"]:
         if cond.tokens is None:
             raise ValueError(NEEDS_CAPTIONS)
         grid = token_grid(z_t.shape[-2:], self.patch_size)

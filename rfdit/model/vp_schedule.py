@@ -69,6 +69,11 @@ class VPSchedule:
         """The time of each timestep, ascending."""
         return self._times
 
+    @property
+    def alpha_bars(self) -> Sequence[float]:
+        """abar of each timestep, descending."""
+        return self._alphas
+
     def __repr__(self) -> str:
         return f"{self.timesteps} betas from {self.beta_start} to {self.beta_end}"
 

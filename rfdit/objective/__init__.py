@@ -2,8 +2,18 @@
 
 from rfdit.objective.contrastive import ContrastiveFlowMatching
 from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling
+from rfdit.objective.ddpm import NoiseAndVarianceMatching
+from rfdit.objective.learned_weighting import UncertaintyWeighting
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
-from rfdit.objective.times import CosMapTime, LogitNormalTime, ModeTime, TimeSampler, UniformTime
+from rfdit.objective.times import (
+    CosMapTime,
+    LogitNormalTime,
+    ModeTime,
+    NoiseSchedule,
+    TimeSampler,
+    TimestepTime,
+    UniformTime,
+)
 from rfdit.objective.velocity import VelocityMatching
 from rfdit.objective.weighting import (
     DataWeighting,
@@ -26,9 +36,13 @@ __all__ = [
     "MLPProjector",
     "MinSNRWeighting",
     "ModeTime",
+    "NoiseAndVarianceMatching",
+    "NoiseSchedule",
     "NoiseWeighting",
     "OptimalTransportCoupling",
     "TimeSampler",
+    "TimestepTime",
+    "UncertaintyWeighting",
     "UniformTime",
     "UniformWeighting",
     "VelocityMatching",

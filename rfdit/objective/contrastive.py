@@ -5,7 +5,7 @@ from rfdit.limits import BelowOne, Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
 from rfdit.objective.velocity import UNIFORM, VelocityMatching
-from rfdit.objective.weighting import Weighting
+from rfdit.objective.weighting import LearnedWeighting, Weighting
 from rfdit.protocols import FlowLoss, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
@@ -22,7 +22,7 @@ class ContrastiveFlowMatching:
 
     time, coupling, weighting, shift: those of `VelocityMatching`.
     contrast: the paper's lambda.
-    Raises ValueError for a contrast outside of [0, 1), and for a batch of one sample.
+    Raises ValueError for a contrast outside of [0, 1), a learned weighting, and a batch of one sample.
     """
 
     def __init__(
@@ -36,6 +36,11 @@ class ContrastiveFlowMatching:
     ) -> None:
         if not 0 <= contrast < 1:
             raise ValueError(f"objective.contrast={contrast} must lie between 0 and 1, without 1")
+        if isinstance(weighting, LearnedWeighting):
+            raise ValueError(
+                "weighting=learned has no minimum for losses below zero, which objective=contrastive can have; use "
+                "weighting=uniform"
+            )
         self.matching = VelocityMatching(time=time, coupling=coupling, weighting=weighting, shift=shift)
         self.contrast = contrast
 

@@ -4,11 +4,13 @@ All are densities on (0, 1) in this project's convention: t = 1 is noise.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 
 from rfdit.batch import Time
+from rfdit.device import constant
 from rfdit.limits import Finite, Limit, Positive
 from rfdit.randomness import SampleGenerator
 
@@ -66,3 +68,45 @@ class CosMapTime:
 
     def __call__(self, generator: SampleGenerator) -> Time:
         return 1 - 1 / (torch.tan(math.pi / 2 * generator.uniform()) + 1)
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """The timesteps of a variance-preserving diffusion, as times of the straight path.
+
+    timesteps: their number.
+    """
+
+    timesteps: int
+
+    @property
+    def times(self) -> Sequence[float]:
+        """The time of each timestep, ascending."""
+        ...
+
+    @property
+    def alpha_bars(self) -> Sequence[float]:
+        """abar of each timestep, descending."""
+        ...
+
+    def timestep(self, t: Time) -> Time:
+        """The number of the timestep of each time, a whole number at the timesteps themselves."""
+        ...
+
+
+@runtime_checkable
+class DrawsTimesteps(Protocol):
+    """A `TimeSampler` whose times are the timesteps of a schedule."""
+
+    schedule: NoiseSchedule
+
+
+class TimestepTime:
+    """The time of one of a schedule's timesteps, each as likely as the others (DDPM, arXiv 2006.11239, alg. 1)."""
+
+    def __init__(self, *, schedule: NoiseSchedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, generator: SampleGenerator) -> Time:
+        u = generator.uniform()
+        return constant(tuple(self.schedule.times), like=u)[(self.schedule.timesteps * u).long()]

@@ -4,14 +4,14 @@ import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from rfdit import flow
 from rfdit.batch import Condition, Latent, Time
 from rfdit.limits import Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
-from rfdit.objective.weighting import UniformWeighting, Weighting
+from rfdit.objective.weighting import LearnedWeighting, UniformWeighting, Weighting
 from rfdit.protocols import FlowLoss, SetsTarget, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
@@ -24,7 +24,8 @@ class VelocityMatching:
     time: the density from which t is drawn. shift: moves times towards noise (> 1) for large latents.
     A network whose velocity is clamped where it is a quotient has the target clamped likewise (`SetsTarget`).
     coupling: pairs noise z1 with data z0.
-    weighting: w(t). It is in `total` alone, so that `per_sample` can be compared between runs.
+    weighting: w(t). It is in `total` alone, so that `per_sample` can be compared between runs; so is the penalty of a
+        learned one, beside which the mean of `per_sample` is logged.
     Raises ValueError for a shift that is not positive.
     """
 
@@ -34,6 +35,11 @@ class VelocityMatching:
         if not 0 < shift < math.inf:
             raise ValueError(f"objective.shift={shift} must be positive")
         self.time, self.coupling, self.weighting, self.shift = time, coupling, weighting, shift
+
+    @property
+    def layers(self) -> nn.Module | None:
+        """The weighting, if it is learned (`OwnsLayers`)."""
+        return self.weighting if isinstance(self.weighting, nn.Module) else None
 
     def __call__(
         self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
@@ -53,7 +59,11 @@ class VelocityMatching:
 
     def loss(self, per_sample: Float[Tensor, "b"], t: Time) -> FlowLoss:
         """The weighted mean of the losses of samples at their times."""
-        return FlowLoss(total=(self.weighting(t) * per_sample).mean(), per_sample=per_sample.detach(), t=t)
+        w, error = self.weighting(t), per_sample.detach()
+        if not isinstance(self.weighting, LearnedWeighting):
+            return FlowLoss(total=(w * per_sample).mean(), per_sample=error, t=t)
+        total = (w * per_sample + self.weighting.penalty(w)).mean()
+        return FlowLoss(total=total, per_sample=error, t=t, parts={"unweighted": error.mean()})
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,15 @@ class Weighting(Protocol):
         ...
 
 
+@runtime_checkable
+class LearnedWeighting(Weighting, Protocol):
+    """A weighting with parameters, which are trained on the weighted loss and a penalty on small weights."""
+
+    def penalty(self, w: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """What is added to each sample's weighted loss. w: its weights."""
+        ...
+
+
 class MinSNRWeighting:
     """w = min((1 - t)^2, gamma t^2): min-SNR-gamma (arXiv 2303.09556), min(SNR, gamma) on the loss of the data.
 
@@ -59,7 +68,7 @@ class NoiseWeighting:
 class EDMWeighting:
     """w = (t^2 + (1 - t)^2 s^2) / s^2 with s = sigma_data: the loss is EDM's, that of F (arXiv 2206.00364, sec. 5).
 
-    EDM's times, ln(sigma) ~ N(-1.2, 1.2^2), are `time=logit_normal time.mean=-1.2 time.std=1.2`.
+    EDM's times, ln(sigma) ~ N(-1.2, 1.2^2), are `time=edm`.
     """
 
     def __init__(self, *, sigma_data: Positive = 0.5) -> None:

@@ -14,36 +14,17 @@ their logarithms.
 
 import copy
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent, Time
 from rfdit.model.vp_schedule import VPSchedule, norm
-from rfdit.protocols import VelocityNetwork
+from rfdit.protocols import HasPrediction, LearnsVariance, VelocityNetwork
 from rfdit.sampler.solvers import VelocityField
 
 Variance = Literal["learned", "small", "large"]
-
-
-@runtime_checkable
-class LearnsVariance(Protocol):
-    """The prediction of a network that parametrises a variance too."""
-
-    schedule: VPSchedule
-    learned_variance: bool
-
-
-@runtime_checkable
-class HasPrediction(Protocol):
-    """A velocity network that follows from another prediction."""
-
-    prediction: object
-
-    def __call__(
-        self, z_t: Latent, t: Time, cond: Condition, *, with_variance: bool = False
-    ) -> Latent | tuple[Latent, Latent]: ...
 
 
 class VarianceListener:

@@ -25,7 +25,7 @@ from rfdit.checkpoint.sharded import (
     write_sharded,
 )
 from rfdit.limits import Count, Limit
-from rfdit.network import AUXILIARY, Network
+from rfdit.network import TRAINING_ONLY, Network
 from rfdit.training.checkpoint_io import WritesInBackground, snapshot
 
 YEAR = 365 * 24 * 60  # in minutes; far longer ones overflow in torch
@@ -121,8 +121,8 @@ class FullySharded(ModelParallelStrategy):
                 mp_policy=blocks,
                 reshard_after_forward=self.reshard_after_forward or not trained,
             )
-        auxiliary = [module for name, module in network.named_children() if name == AUXILIARY]
-        for part in (backbone, conditioner, *auxiliary):
+        others = [module for name, module in network.named_children() if name in TRAINING_ONLY]
+        for part in (backbone, conditioner, *others):
             if any(True for _ in part.parameters()):
                 fully_shard(part, mesh=self.mesh, mp_policy=rest, reshard_after_forward=not trained)
         if any(True for _ in conditioner.parameters()):

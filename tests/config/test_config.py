@@ -45,9 +45,12 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     assert (config[node] is None) == (choice == "eval=none")
 
 
+OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline"}  # presets on the default data
+
+
 def preset(option: str, shards: Path) -> list[str]:
     """The settings of a preset, with shards of the user's, or few of the demo's own."""
-    own = "data.shards.samples=64" if option == "demo" else f"data.shards={shards}"
+    own = "data.shards.samples=64" if option in OF_SHAPES else f"data.shards={shards}"
     return [f"experiment={option}", own]
 
 

@@ -8,7 +8,15 @@ import torch
 from scipy import stats
 from scipy.optimize import brentq
 
-from rfdit.objective import CosMapTime, LogitNormalTime, ModeTime, TimeSampler, UniformTime
+from rfdit.model import VPSchedule
+from rfdit.objective import (
+    CosMapTime,
+    LogitNormalTime,
+    ModeTime,
+    TimeSampler,
+    TimestepTime,
+    UniformTime,
+)
 from rfdit.randomness import SampleGenerator
 
 
@@ -89,7 +97,18 @@ def test_cosmap() -> None:
     assert stats.kstest(draw(CosMapTime()), lambda x: np.interp(x, fine, cdf)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("time", [UniformTime(), LogitNormalTime(), ModeTime(), CosMapTime()])
+def test_timesteps_are_those_of_the_schedule_each_as_likely() -> None:
+    schedule = VPSchedule(timesteps=50)
+    t = draw(TimestepTime(schedule=schedule))
+    times, counts = np.unique(t, return_counts=True)
+    np.testing.assert_allclose(times, schedule.times, rtol=1e-6)
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+EVERY = [UniformTime(), LogitNormalTime(), ModeTime(), CosMapTime(), TimestepTime(schedule=VPSchedule())]
+
+
+@pytest.mark.parametrize("time", EVERY, ids=lambda time: type(time).__name__)
 def test_every_time_lies_within_the_interval_and_belongs_to_its_sample(time: TimeSampler) -> None:
     t = time(SampleGenerator(seed=0, keys=torch.arange(4096)))
     assert t.shape == (4096,)
