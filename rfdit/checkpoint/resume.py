@@ -13,6 +13,8 @@ from rfdit.network import is_for_training_only
 
 # Settings that change speed, memory or paths, not the function that the weights compute.
 EQUIVALENT = {"attention", "recompute", "source", "subfolder", "cache_size", "dtype", "drop", "base_width"}
+# Settings of an auxiliary loss that decide how it is weighed, and where the weights of its teacher are.
+WEIGHED = {"coefficient", "stop_step", "weights"}
 LAST = Path("checkpoints", "last.ckpt")  # in a run folder
 
 
@@ -116,7 +118,7 @@ def read_resumable(
     found = [
         difference.text()
         for difference in differences(_trained(config), _trained(saved.config))
-        if EQUIVALENT.isdisjoint(difference.path.split("."))
+        if is_other(difference.path)
     ]
     if found:
         raise ValueError(f"ckpt={path} belongs to another network or optimizer: here {'; '.join(found)}")
@@ -138,6 +140,12 @@ def _beside(tensors: Collection[str]) -> str:
     return " and ".join(sorted({name.partition(".")[0] for name in tensors if is_for_training_only(name)}))
 
 
+def is_other(path: str) -> bool:
+    """True for a setting, by its dotted name, whose value decides what tensors there are or what they compute."""
+    names = path.split(".")
+    return (EQUIVALENT | WEIGHED if names[0] == "auxiliary" else EQUIVALENT).isdisjoint(names)
+
+
 def _trained(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide which tensors a checkpoint holds: each optimizer has its own groups of parameters."""
     optimizer = config.get("optimizer")
@@ -148,6 +156,7 @@ def _trained(config: dict[str, Any]) -> dict[str, Any]:
         "optimizer": {"_target_": optimizer.get("_target_") if isinstance(optimizer, dict) else None},
         "freeze": config.get("freeze", []),
         "adapter": config.get("adapter"),
+        "auxiliary": config.get("auxiliary"),
     }
 
 

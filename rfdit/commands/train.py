@@ -26,8 +26,7 @@ from rfdit.data.class_names import trained_class_names
 from rfdit.data.latents.manifest import weights_of
 from rfdit.data.sample import CacheDecoder
 from rfdit.device import keep_freed_memory, pick_device
-from rfdit.finetune.adapt import adapt
-from rfdit.finetune.freeze import freeze
+from rfdit.finetune.adapt import check_resumes, choose_trained, find_base
 from rfdit.finetune.start import NewRun
 from rfdit.model.acceleration import check_fp8
 from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
@@ -81,13 +80,15 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
     )
     autoencoder = build(config["autoencoder"])
     class_names, adapter = trained_class_names(config), build(config["adapter"])
-    started, base, empty = None, None, starts_empty(trainer)
+    started, base, resumed, empty = None, None, None, starts_empty(trainer)
+    if resume is not None:
+        resumed = read_checkpoint(resume, weights=False).base
+        check_resumes(resume, resumed, adapter)
     if (resume is None or adapter is not None) and not empty:  # an empty rank gets its weights from rank 0
         started = build(config["init"])(network, NewRun(config, autoencoder.contract, class_names))
-    if adapter is not None:
-        resumed = None if resume is None else read_checkpoint(resume, weights=False).base
-        base = adapt(network, adapter, started, config=config, empty=empty, resumed=resumed)
-    freeze(network, config["freeze"])
+    if adapter is not None and not empty:
+        base = find_base(started, resumed=resumed)
+    choose_trained(network, adapter, config)
     module = FlowModule(
         network=network,
         autoencoder=autoencoder,

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -171,8 +171,28 @@ def pick(config: dict[str, Any]) -> tuple[torch.device, str]:
     return device, pick_precision(trainer["precision"], device)
 
 
-def make_plan(config: dict[str, Any], name: str) -> CostEstimate:
-    """The plan of a validated configuration; raises ValueError for devices that do not suit the strategy."""
+def state_parameters(
+    network: nn.Module, *, averages: int, adapters: bool, sharded: bool
+) -> tuple[dict[str, int], int]:
+    """The numbers, all of them float32, in each part of a run's state, and in a checkpoint of it.
+
+    averages: how many are kept. adapters: the run trains adapters, so that averages share the frozen weights, unless
+        these are sharded, and checkpoints leave them out.
+    """
+    parameters, trained = count_parameters(network), count_parameters(network, trainable=True)
+    moments = 2 * trained  # of AdamW
+    averaged = averages * (trained if adapters and not sharded else parameters)
+    state = {"weights": parameters, "gradients": trained, "optimizer": moments, "ema": averaged}
+    return state, (1 + averages) * (trained if adapters else parameters) + moments
+
+
+def make_plan(
+    config: dict[str, Any], name: str, *, choose_trained: Callable[[Network], None] = lambda network: None
+) -> CostEstimate:
+    """The plan of a validated configuration; raises ValueError for devices that do not suit the strategy.
+
+    choose_trained: puts adapters into the network and freezes parameters, as the run does.
+    """
     given, trainer = config["peak_tflops"], config["trainer"]
     strategy = build(config["strategy"])
     check_devices(trainer["devices"], trainer["num_nodes"], strategy)
@@ -186,19 +206,21 @@ def make_plan(config: dict[str, Any], name: str) -> CostEstimate:
     latent = latent_shape(config)
     devices = trainer["devices"] * trainer["num_nodes"]
     shards = state_shards(strategy, devices)
-    parameters, trained = count_parameters(network), count_parameters(network, trainable=True)
-    state = {
-        "weights": parameters,
-        "gradients": trained,
-        "optimizer": 2 * trained,  # AdamW's two moments
-        "ema": ema_copies(build(config["callbacks"].get("ema"))) * parameters,
-    }
+    macs = count_macs(network.backbone, latent, blank_condition(network.conditioner))
+    bytes_of_pass = activations(config, network, latent, device=device, precision=precision)
+    choose_trained(network)
+    state, checkpoint = state_parameters(
+        network,
+        averages=ema_copies(build(config["callbacks"].get("ema"))),
+        adapters=build(config["adapter"]) is not None,
+        sharded=isinstance(strategy, ShardsState),
+    )
     dtype = torch.bfloat16 if precision == "bf16-mixed" else torch.float32
     return CostEstimate(
         name=name,
-        parameters=parameters,
-        trainable_parameters=trained,
-        macs=count_macs(network.backbone, latent, blank_condition(network.conditioner)),
+        parameters=state["weights"],
+        trainable_parameters=state["gradients"],
+        macs=macs,
         batch_size=config["data"]["batch_size"],
         devices=devices,
         shards=shards,
@@ -206,7 +228,8 @@ def make_plan(config: dict[str, Any], name: str) -> CostEstimate:
         fp8=config["fp8"],
         recompute=config["model"].get("recompute", RECOMPUTE[0]),
         state={key: FLOAT32 * count // shards for key, count in state.items()},
-        activations=activations(config, network, latent, device=device, precision=precision),
+        checkpoint=FLOAT32 * checkpoint,
+        activations=bytes_of_pass,
         peak=1e12 * given if given is not None else measured_peak(device, dtype),
         peak_from="given" if given is not None else f"measured on this machine's {device.type}",
         mfu=config["mfu"],

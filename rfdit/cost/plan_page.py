@@ -23,6 +23,7 @@ class CostEstimate:
     fp8: bool
     recompute: str
     state: dict[str, int]  # weights, gradients, optimizer, ema
+    checkpoint: int  # bytes on disk, of all devices together
     activations: dict[str, int]  # by the choice of recompute
     peak: float
     peak_from: str
@@ -57,6 +58,7 @@ class CostEstimate:
             "fp8": self.fp8,
             "recompute": self.recompute,
             "memory_gb": {name: size / GB for name, size in memory.items()},
+            "checkpoint_gb": self.checkpoint / GB,
             "activations_gb": {name: size / GB for name, size in self.activations.items()},
             "peak_tflops": self.peak / 1e12,
             "peak_from": self.peak_from,
@@ -100,6 +102,7 @@ def page(plan: CostEstimate) -> str:
         f"memory per device   {plan.total / GB:.3f} GB, batch {plan.batch_size} in {precision}, "
         f"state divided by {plan.shards} of {counted(plan.devices, 'device')}\n"
         f"{state}{activations}"
+        f"checkpoint          {plan.checkpoint / GB:.3f} GB on disk\n"
         f"speed per device    {plan.images_per_second:.4g} img/s, if {plan.mfu:.0%} (assumed, mfu=) of "
         f"{plan.peak / 1e12:.3g} TFLOP/s ({plan.peak_from}) are reached{together}"
     )

@@ -91,12 +91,31 @@ def test_mistakes_end_in_a_sentence(cli: CommandLine, teacher: list[str]) -> Non
 
 
 @pytest.mark.slow
+def test_it_is_resumed_with_what_it_was_started_with(
+    cli: CommandLine, teacher: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.train("run_dir=run", *teacher)
+    more = ["run_dir=run", "ckpt=last", "trainer.max_steps=4"]
+    begin = "ckpt=run/checkpoints/last.ckpt belongs to another network or optimizer: here auxiliary"
+    assert cli.error("train", *more) == f"{begin}=null (there REPA)"
+    assert cli.error("train", *more, *teacher, "auxiliary.projector.hidden=8") == (
+        f"{begin}.projector.hidden=8 (there 16)"
+    )
+    assert cli.error("train", *more, *teacher, "auxiliary.block=2") == f"{begin}.block=2 (there 1)"
+    cli.train(*more, *teacher, "auxiliary.coefficient=0.1", "auxiliary.stop_step=9")
+    assert (
+        "auxiliary.coefficient=0.1 (there 0.5); auxiliary.stop_step=9 (there null)" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn_shapes")
 def test_two_ranks_train_the_run_of_one(teacher: list[str], tmp_path: Path) -> None:
     """Under DDP and FSDP, through the step from which on the projector is not used."""
     settings = [*teacher, "auxiliary.stop_step=3", "trainer.max_steps=5"]
     single = run(tmp_path / "single", FOUR, *settings)
-    for strategy in ("ddp", "fsdp"):
-        folder = run(tmp_path / strategy, f"strategy={strategy}", *TWO, *settings)
+    for name in ("ddp", "fsdp", "empty"):
+        strategy = ["strategy=fsdp", "strategy.meta_init=true"] if name == "empty" else [f"strategy={name}"]
+        folder = run(tmp_path / name, *strategy, *TWO, *settings)
         assert curve(folder) == pytest.approx(curve(single), rel=1e-5)
         assert_close(trained_state(folder), trained_state(single))

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import rfdit.commands.plan
 from rfdit.batch import Condition
 from rfdit.cost.activations import estimate_pass_bytes, pass_bytes
-from rfdit.cost.plan import activations, build_on_meta, state_shards
+from rfdit.cost.plan import activations, build_on_meta, state_parameters, state_shards
 from rfdit.model import DiT
 from rfdit.training.strategy import FullySharded, ddp
-from tests.support.commands.command_line import CommandLine
+from tests.support.commands.command_line import CommandLine, fast
 from tests.support.models.published import GMACS, PARAMETERS
+from tests.support.training.states import tensors
 
 PAPERS = ["model=dit", "conditioner=labels", "autoencoder=sd", "data.resolution=256", "peak_tflops=1"]
 
@@ -116,6 +117,43 @@ def test_what_train_takes_can_be_planned(plan: Any, overrides: list[str]) -> Non
     assert (found["memory_gb"]["ema"] == 0) == ("callbacks.ema=null" in overrides)
     assert (found["devices"] == 2) == ("devices=2" in overrides)
     assert found["memory_gb"]["activations"] == found["activations_gb"][found["recompute"]]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_activations")
+@pytest.mark.parametrize(
+    "part",
+    [
+        ["callbacks.ema=null"],
+        ["freeze=[*,!*.qkv.*]"],
+        ["adapter=lora", "adapter.r=2"],
+        ["adapter=lokr", "ema=power", "callbacks.ema.snapshots=null"],
+    ],
+    ids=lambda part: part[0],
+)
+def test_what_is_trained_and_saved_was_planned(plan: Any, cli: CommandLine, part: list[str]) -> None:
+    cli.train("run_dir=base", "trainer.max_steps=1")
+    start = ["init=weights", "init.ckpt=base", "trainer.max_steps=2", *part]
+    cli.train("run_dir=run", *start)
+    planned = json.loads(plan("json=true", "peak_tflops=1", *fast(*start)))
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    moments = {k: x for k, x in tensors(saved["optimizer_states"]).items() if x.ndim}  # apart from the steps
+    weights, averages = (tensors(saved.get(name)) for name in ("state_dict", "ema"))
+    numbers = sum(x.numel() for x in [*moments.values(), *weights.values(), *averages.values()])
+    assert planned["trainable_parameters"] == sum(x.numel() for x in moments.values()) / 2
+    assert planned["checkpoint_gb"] * 1e9 == pytest.approx(4 * numbers)
+    memory = planned["memory_gb"]
+    assert memory["gradients"] * 1e9 == pytest.approx(4 * planned["trainable_parameters"])
+    assert memory["optimizer"] == 2 * memory["gradients"]
+    assert memory["ema"] * 1e9 == pytest.approx(4 * sum(x.numel() for x in averages.values()))
+
+
+def test_under_fsdp_averages_hold_what_is_frozen_too() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).requires_grad_(False))
+    for sharded, averaged in ((False, 16), (True, 26)):
+        state, checkpoint = state_parameters(network, averages=1, adapters=True, sharded=sharded)
+        assert state == {"weights": 26, "gradients": 16, "optimizer": 32, "ema": averaged}
+        assert checkpoint == 4 * 16
 
 
 @pytest.mark.usefixtures("known_activations")
