@@ -14,7 +14,7 @@ from rfdit.counted import counted
 from rfdit.ema.profiles import power_of
 from rfdit.ema.reconstruction import PowerProfile, combine, fit
 from rfdit.ema.snapshots import Snapshot, read_snapshots
-from rfdit.interchange.source import open_model
+from rfdit.interchange.source import open_adapters
 from rfdit.storage.folders import make_folder
 
 POOR_FIT = 0.1  # a relative error; a few hundredths between the stored lengths and up to half as long again
@@ -52,7 +52,10 @@ def pick_step(step: int | None, snapshots: Collection[Snapshot]) -> int:
 def write_average(
     out: Path, saved: SavedRun, files: list[Path], coefficients: list[float], step: int, std: float
 ) -> None:
-    """Write a checkpoint whose only weights are the average; frozen weights come from the saved run."""
+    """Write a checkpoint whose only weights are the average; frozen weights come from the saved run.
+
+    An average of adapters is one of adapters, of the same base.
+    """
     network = saved.network | dict(combine(files, coefficients))
     if unknown := network.keys() - saved.network.keys():
         raise ValueError(
@@ -62,7 +65,7 @@ def write_average(
     profile = {"_target_": "rfdit.ema.PowerFunction", "std": std}
     config = saved.config | {"callbacks": {"ema": {"profiles": {"ema": profile}}}}
     checkpoint = {
-        "rfdit": checkpoint_header(config, saved.latents, saved.class_names),
+        "rfdit": checkpoint_header(config, saved.latents, saved.class_names, saved.base),
         "global_step": step,
         "state_dict": {},
         "ema": {"ema": {"updates": step, "network": network}},
@@ -75,7 +78,7 @@ def posthoc(cfg: DictConfig) -> Path:
     config = validate(cfg)
     std = config["std"]
     power = power_of(std, setting="std")
-    saved = open_model(config["ckpt"])
+    saved = open_adapters(config["ckpt"])
     run = saved.run_folder
     snapshots = find_snapshots(run / "ema")
     averages = list(snapshots.values())

@@ -61,6 +61,24 @@ def test_a_stored_length_and_step_give_the_snapshot(cli: CommandLine, run: Saved
         torch.testing.assert_close(rebuilt[name], value, rtol=5e-4, atol=1e-7)
 
 
+def test_an_average_of_adapters_is_one_of_adapters(cli: CommandLine, trained: Trained) -> None:
+    trained("trainer.max_steps=2")
+    cli.train("run_dir=lora", *POWER, "init=weights", "init.ckpt=run", "adapter=lora", "adapter.r=2")
+    run = read_checkpoint(Path("lora/checkpoints/last.ckpt"))
+    for path in Path("lora/ema").glob("exact_*"):
+        path.unlink()
+    cli.posthoc("ckpt=lora", "std=0.12", "out=out.ckpt")
+    made = read_checkpoint(Path("out.ckpt"))
+    assert made.base == run.base
+    exact, rebuilt = run.ema["exact"], made.ema["ema"]
+    assert rebuilt.keys() == exact.keys() == run.network.keys()
+    nearest = min(distance(exact, run.ema[name]) for name in ("ema", "power_05", "power_10"))
+    assert distance(exact, rebuilt) < nearest / 5
+    cli.sample("ckpt=out.ckpt", "prompts=[a small red circle]", "out=images")
+    cli.sample("ckpt=run", "adapters=[out.ckpt:0.5]", "prompts=[a small red circle]", "out=half")
+    assert Path("images/00000.png").read_bytes() != Path("half/00000.png").read_bytes()
+
+
 def test_sample_reads_it(cli: CommandLine, run: SavedRun) -> None:
     cli.posthoc("ckpt=run", "std=0.07", "step=12", "out=out.ckpt")
     request = ["prompts=[a small red circle]", "guidance.scale=1"]
