@@ -17,7 +17,7 @@ from rfdit.interchange.card import model_card
 from rfdit.interchange.folder import check_free, write_folder
 from rfdit.interchange.for_diffusers.transformer import KINDS, TRANSFORMERS, read_transformer
 from rfdit.interchange.published.args import VELOCITY, check_source, has_null_class, prediction_of
-from rfdit.interchange.published.layout import LAYOUTS, from_published, read_published
+from rfdit.interchange.published.layout import LAYOUTS, from_published, read_published, unwrapped
 from rfdit.protocols import Pretrained
 from rfdit.storage.untrusted import explained
 
@@ -82,6 +82,7 @@ def convert(cfg: DictConfig) -> Path:
     check_free(out)
     published, args = read_published(Path(config["file"]))
     with _about(config["file"]), explained(f"file={config['file']} is not a network of source={source}"):
+        published = unwrapped(published)
         check_source(source, published, args)
         null_class = has_null_class(published, args, config["null_class"])
         state, settings = from_published(published, layout, config["num_heads"], null_class=null_class)

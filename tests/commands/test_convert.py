@@ -4,6 +4,7 @@ The reference is a forward pass of its own, `tests.support.models.originals`, ov
 """
 
 import argparse
+from collections.abc import Callable
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,10 @@ def test_bad_input_is_one_sentence(cli: CommandLine) -> None:
     assert "file=their.pt has no state dict" in cli.error("convert", *request)
     Path("their.pt").write_bytes(b"damaged")
     assert "it is damaged, or holds more than tensors" in cli.error("convert", *request)
+    Path("their.pt").write_bytes(b"")
+    assert "it is damaged, or holds more than tensors" in cli.error("convert", *request)
+    torch.save({}, "their.pt")
+    assert "file=their.pt has no state dict" in cli.error("convert", *request)
     assert not Path("out").exists()
 
 
@@ -295,8 +300,9 @@ class Evil:
         return Path.touch, (Path("touched"),)  # type: ignore[return-value]
 
 
-def test_a_pickle_with_code_is_not_run(cli: CommandLine) -> None:
-    torch.save(published("sit") | {"x": Evil()}, "their.pt")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_not_run(cli: CommandLine, zipped: bool) -> None:
+    torch.save(published("sit") | {"x": Evil()}, "their.pt", _use_new_zipfile_serialization=zipped)
     assert "holds more than tensors and plain data" in cli.error(
         "convert", "source=sit", "file=their.pt", "out=out", f"num_heads={HEADS}"
     )
@@ -315,6 +321,45 @@ def test_names_of_a_compiled_network_are_read(cli: CommandLine) -> None:
         f"_orig_mod.{name}".replace("blocks.0.", "blocks.0._orig_mod."): x for name, x in state.items()
     }
     assert difference(outputs(converted(cli, "sit", compiled)), expected("sit", state)) <= 1e-5
+
+
+WRAPPED: dict[str, Callable[[State, State], dict[str, Any]]] = {
+    "under model.": lambda state, other: {f"model.{name}": x for name, x in state.items()},
+    "of Lightning": lambda state, other: {
+        "state_dict": {f"network.backbone.{name}": x for name, x in state.items()} | {"loss.w": torch.ones(1)}
+    },
+    "an average beside the weights": lambda state, other: {
+        "state_dict": {f"model.{name}": x for name, x in other.items()}
+        | {f"ema_model.module.{name}": x for name, x in state.items()}
+    },
+    "an average by a name of its own": lambda state, other: {"model": other, "ema_state_dict": state},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_a_network_within_another_module_is_found(cli: CommandLine, kind: str) -> None:
+    state = published("sit")
+    other = {name: torch.zeros_like(x) for name, x in state.items()}
+    torch.save(WRAPPED[kind](state, other), "their.pt")
+    cli.convert("source=sit", "file=their.pt", "out=out", f"num_heads={HEADS}")
+    assert difference(outputs(read_folder(Path("out"))), expected("sit", state)) <= 1e-5
+
+
+def test_of_two_networks_none_is_chosen(cli: CommandLine) -> None:
+    state = published("sit")
+    torch.save({f"{part}.{name}": x for part in "ab" for name, x in state.items()}, "their.pt")
+    message = cli.error("convert", "source=sit", "file=their.pt", "out=out", f"num_heads={HEADS}")
+    assert message == "file=their.pt has several networks, under a. and b.; give a state dict of one"
+
+
+def test_safetensors_are_known_by_their_contents(cli: CommandLine) -> None:
+    save_file(published("sit"), "their.bin")
+    cli.convert("source=sit", "file=their.bin", "out=out", f"num_heads={HEADS}")
+    data = Path("their.bin").read_bytes()
+    for name in ("cut.bin", "cut.safetensors"):
+        Path(name).write_bytes(data[: len(data) // 2])
+        message = cli.error("convert", "source=sit", f"file={name}", "out=cut", f"num_heads={HEADS}")
+        assert message.startswith(f"file={name} cannot be read as weights (SafetensorError): it is damaged")
 
 
 @pytest.mark.parametrize(("source", "path"), [("sit", "GVP"), ("repa", "cosine")])

@@ -29,6 +29,11 @@ from rfdit.storage.untrusted import unreadable
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1536: 24, 1792: 28}
 
 
+# Where a state dict may be in a file, averages first.
+STATES = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+FIRST = "x_embedder.proj.weight"  # a tensor that every network of the family has
+
+
 @dataclass(frozen=True)
 class Layout:
     """The differences between a repository's network and ours, apart from names.
@@ -71,7 +76,7 @@ def read_published(file: Path) -> tuple[State, dict[str, Any]]:
     try:
         if zipfile.is_zipfile(file) and (record := changed_record(file)):
             raise ValueError(f"{record} has changed")
-        if file.suffix == ".safetensors":
+        if file.suffix == ".safetensors" or _begins_as_safetensors(file):
             found: Any = load_file(file)
         else:
             # Their training scripts save their arguments, which are plain data, beside the weights.
@@ -80,19 +85,42 @@ def read_published(file: Path) -> tuple[State, dict[str, Any]]:
     except Exception as error:  # of a reader, which has many
         raise ValueError(
             f"file={file} cannot be read as weights ({type(error).__name__}): it is damaged, or holds more than "
-            "tensors and plain data, which is never loaded"
+            "tensors and plain data, which is never loaded; give a state dict alone"
         ) from None
     args = found.get("args") if isinstance(found, dict) else None
-    for name in ("ema", "model"):
+    for name in STATES:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
             break
-    if not isinstance(found, dict) or not all(map(_is_entry, found.items())):
-        raise ValueError(f"file={file} has no state dict, neither at its top nor under ema or model")
+    if not isinstance(found, dict) or not found or not all(map(_is_entry, found.items())):
+        raise ValueError(f"file={file} has no state dict, neither at its top nor under {', '.join(STATES)}")
     state = {name.replace("_orig_mod.", "").removeprefix("module."): x.float() for name, x in found.items()}
     return state, vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(
         args, dict
     ) else {}
+
+
+def _begins_as_safetensors(file: Path) -> bool:
+    """True for a file with the length of a header and its first brace, whatever its name."""
+    with file.open("rb") as opened:
+        begin = opened.read(9)
+    return len(begin) == 9 and begin[8:] == b"{" and int.from_bytes(begin[:8], "little") < 1 << 30
+
+
+def unwrapped(state: State) -> State:
+    """The network's tensors by its own names, in the state dict of a module that has it as a part.
+
+    Of several, the one whose name says that it is an average (`ema_model.`) is taken.
+    Raises ValueError if that leaves a choice.
+    """
+    prefixes = [name.removesuffix(FIRST) for name in state if f".{name}".endswith(f".{FIRST}")]
+    found = [prefix for prefix in prefixes if "ema" in prefix] or prefixes
+    if len(found) > 1:
+        listed = " and ".join(prefix or "no name" for prefix in found)
+        raise ValueError(f"file has several networks, under {listed}; give a state dict of one")
+    if found in ([], [""]):
+        return state
+    return {name.removeprefix(found[0]): x for name, x in state.items() if name.startswith(found[0])}
 
 
 def _is_entry(entry: tuple[object, object]) -> bool:
@@ -185,7 +213,7 @@ def to_published(ours: State, layout: Layout, settings: Mapping[str, Any]) -> St
 
 def _geometry(state: Mapping[str, Tensor], layout: Layout, num_heads: int | None) -> dict[str, Any]:
     """The settings of a `DiT` of their size."""
-    names = ("x_embedder.proj.weight", "pos_embed", "blocks.0.adaLN_modulation.1.weight")
+    names = (FIRST, "pos_embed", "blocks.0.adaLN_modulation.1.weight")
     if missing := [name for name in names if name not in state]:
         raise ValueError(f"file lacks {missing[0]}, which every DiT of this family has")
     kernel, positions = state[names[0]].shape, state["pos_embed"].shape
