@@ -101,6 +101,7 @@ def load(
     batch_size: int = 32,
     autoencoder: str | None = None,
     text_encoder: str | None = None,
+    base: str | None = None,
     revision: str | None = None,
     packages: Collection[str] = (),
     micro: Mapping[str, float] = MappingProxyType({}),
@@ -110,6 +111,7 @@ def load(
     weights: as for sample.py; the average if there is one, by default.
     accelerator, precision, batch_size: as for sample.py.
     autoencoder, text_encoder: locations of their weights, if not those that training used.
+    base: where the base of a run of adapters is, if it is not where training found it.
     revision: a branch, tag or commit of a hub repository.
     packages: those of your own whose classes the model's configuration may name.
     micro: numbers of micro-conditioning by name, in place of the model's defaults.
@@ -117,7 +119,8 @@ def load(
     No pickle is executed, and only safetensors and JSON are downloaded from a hub repository.
     Raises ValueError or OSError with one sentence if there is no such model.
     """
-    saved = with_sources(open_model(source, revision), autoencoder=autoencoder, text_encoder=text_encoder)
+    saved = open_model(source, revision, base=base, packages=packages)
+    saved = with_sources(saved, autoencoder=autoencoder, text_encoder=text_encoder)
     check_saved(saved, GROUPS, packages)  # only these parts are built
     with explained(f"{saved.path} cannot be built"):
         settings = PipelineSettings(

@@ -8,9 +8,10 @@ comes from another checkpoint.
 
 Paths in it are treated likewise. None is opened, be it of data, class names (a checkpoint carries these), prompts,
 references or other checkpoints, whatever is generated, shown or exported: files are named by the user alone, in
-settings of the command. The one exception is where a frozen encoder's weights are (`source`, `pretrained`): a name
+settings of the command. The exceptions: where a frozen encoder's weights are (`source`, `pretrained`): a name
 of the hub, or a folder or file, from which only JSON, tokenizers' vocabularies and tensors without code are read,
-and which is never shown. `autoencoder.source` and `text_encoder.source` of the command replace it.
+and which is never shown. `autoencoder.source` and `text_encoder.source` of the command replace it. Likewise the base
+of adapters is looked for where they say, and used if its weights have the digest that they state; `base` replaces it.
 """
 
 import importlib

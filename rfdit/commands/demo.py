@@ -24,13 +24,13 @@ from rfdit.playground.model import PlaygroundModel
 from rfdit.playground.page import Page
 
 # Settings of sample.py that belong to the model and not to an image.
-OF_THE_MODEL = ("accelerator", "precision", "class_names", "packages")
+OF_THE_MODEL = ("accelerator", "precision", "class_names", "packages", "base")
 ENCODERS = ("autoencoder", "text_encoder")
 
 
 def load_model(config: dict[str, Any]) -> PlaygroundModel:
     """The model that all visitors share, from the validated `demo.yaml`."""
-    saved, classes = open_model(config["ckpt"]), None
+    saved, classes = open_model(config["ckpt"], base=config["base"], packages=config["packages"]), None
     if saved.num_classes is not None:
         names = class_names(saved, config["class_names"])
         classes = captions(range(saved.num_classes), names)

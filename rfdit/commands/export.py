@@ -31,8 +31,11 @@ def export(cfg: DictConfig) -> Path:
     form, out = config["format"], Path(config["out"])
     if form not in FORMATS | OF_ADAPTERS:
         raise ValueError(f"format={form} is unknown; use {', '.join(FORMATS | OF_ADAPTERS)}")
-    whole = form in FORMATS or config["ckpt"] is None
-    saved = open_model(config["ckpt"], base=config["base"]) if whole else open_adapters(config["ckpt"])
+    whole = form in FORMATS
+    if whole:
+        saved = open_model(config["ckpt"], base=config["base"], packages=config["packages"])
+    else:
+        saved = open_adapters(config["ckpt"])
     saved = with_sources(saved, autoencoder=config["autoencoder"]["source"])
     (FORMATS | OF_ADAPTERS)[form](out, saved, config["weights"])
     print(f"weights={config['weights']} of {saved.path} at step {saved.step} are in {out}", flush=True)

@@ -36,9 +36,10 @@ def sample(cfg: DictConfig, command: Sequence[str]) -> None:
         raise ValueError(
             "prompts is not set; give 'prompts=[a red circle, a blue star]', prompts=FILE, labels=[0,1], or eval=..."
         )
-    saved = open_model(config["ckpt"], step=config["step"], base=config["base"])
+    packages = config["packages"]
+    saved = open_model(config["ckpt"], step=config["step"], base=config["base"], packages=packages)
     if config["adapters"]:
-        saved = with_adapters(saved, config["weights"], config["adapters"], open_adapters)
+        saved = with_adapters(saved, config["weights"], config["adapters"], open_adapters, packages=packages)
     request = read_request(saved, config)
     weights, negative = config["weights"], config["negative"]
     folder = Path(config["out"] or _default_folder(saved, config["ckpt"]))

@@ -204,6 +204,7 @@ class ExportConfig:
     format: str
     out: str
     base: str | None
+    packages: list[str]
     autoencoder: Source = field(default_factory=Source)
 
 
@@ -223,6 +224,7 @@ class DemoConfig:
     accelerator: str
     precision: str
     packages: list[str]
+    base: str | None
     autoencoder: Source = field(default_factory=Source)
     text_encoder: Source = field(default_factory=Source)
 

@@ -75,8 +75,14 @@ def weights_settings(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """The meaning of `weights` (raw, ema, or a profile's name) in a run with this training configuration.
 
     A checkpoint from anybody has only settings, from which no callback is built.
-    `ema` stands for the first profile, which is recorded by its own name.
+    `ema` stands for the first profile, which is recorded by its own name. Adapters that were added to the weights
+    are named by factor and digest.
     """
+    added = {"adapters": config["adapters"]} if config.get("adapters") else {}
+    return _profile_settings(config, weights) | added
+
+
+def _profile_settings(config: Mapping[str, Any], weights: str) -> dict[str, Any]:
     if weights == "raw":
         return {"name": "raw"}
     ema = (config.get("callbacks") or {}).get("ema") or {}

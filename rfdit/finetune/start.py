@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rfdit.autoencoder.contract import LatentContract
+from rfdit.checkpoint.resume import is_other
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.differences import differences
 from rfdit.finetune.matching import Fit, Given, fit
@@ -16,7 +17,15 @@ from rfdit.network import Network
 
 # Settings of a model with which tensors of the same shapes compute another function, with the values of models that
 # do not state them.
-SAME = {"num_heads": None, "time_scale": 1000.0}
+SAME = {
+    "num_heads": None,
+    "time_scale": 1000.0,
+    "norm": "layer",
+    "rope_order": "interleaved",
+    "rope_theta": 10000.0,
+    "axes": None,
+}
+ROTARY = "rope"  # in the names of positions that have no tensors
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ class FromWeights:
 
     ckpt: run folder, .ckpt file (sharded or not), exported or converted folder, or hub name.
     weights: ema, the name of another average, or raw. step: of a checkpoint that a run folder has kept.
+    base: where the base of a run of adapters is, if it has moved. packages: those of the user's own whose classes
+        its network may have.
     min_share: the least share of the network's parameters that has to be found there.
     resize_patches: also take the layers that read and write patches of another size or number of channels.
 
@@ -71,10 +82,13 @@ class FromWeights:
         ckpt: str,
         weights: str = "ema",
         step: Index | None = None,
+        base: str | None = None,
+        packages: Sequence[str] = (),
         min_share: Fraction = 0.5,
         resize_patches: bool = False,
     ) -> None:
         self.ckpt, self.weights, self.step = ckpt, weights, step
+        self.base, self.packages = base, packages
         self.min_share, self.resize_patches = min_share, resize_patches
 
     def __call__(self, network: Network, run: NewRun) -> "Started | None":
@@ -91,23 +105,35 @@ class FromWeights:
         lines = [f"{head}, {found.share:.1%} of the {found.total:,} parameters", table(found)]
         if other := [d.text() for d in differences(run.contract.as_dict(), saved.latents)]:
             lines.append(f"  latents  differ from those that it was trained on: {'; '.join(other)}")
+        here, there = (config.get("text_encoder") for config in (run.config, saved.config))
+        other = [d.text() for d in differences(here, there, "text_encoder") if is_other(d.path)]
+        if other and there is not None and run.config["conditioner"].get("encoder") is not None:
+            lines.append(
+                f"  captions are encoded otherwise than those that it was trained on: {'; '.join(other)}"
+            )
         return Started(text="\n".join(lines), fit=found, saved=saved, weights=self.weights)
 
     def _open(self) -> SavedRun:
         """The saved model; messages about it name `init.ckpt`."""
         try:
             return open_model(
-                Path(self.ckpt) if Path(self.ckpt).expanduser().exists() else self.ckpt, step=self.step
+                Path(self.ckpt) if Path(self.ckpt).expanduser().exists() else self.ckpt,
+                step=self.step,
+                base=self.base,
+                packages=self.packages,
             )
         except (ValueError, OSError) as error:
             text = str(error)
-            named = text.startswith(("ckpt=", "step="))
+            named = text.startswith(("ckpt=", "step=", "base="))
             raise type(error)(f"init.{text}" if named else f"init.ckpt={self.ckpt}: {text}") from None
 
     def _check_function(self, saved: SavedRun, config: dict[str, Any]) -> None:
         here, there = config["model"], saved.config["model"]
-        for name, otherwise in SAME.items():
-            mine, theirs = here.get(name, otherwise), there.get(name, otherwise)
+        values = {name: (here.get(name, other), there.get(name, other)) for name, other in SAME.items()}
+        mine, theirs = (str(model.get("positions")) for model in (here, there))
+        if (ROTARY in mine) != (ROTARY in theirs):
+            values["positions"] = mine, theirs
+        for name, (mine, theirs) in values.items():
             if mine != theirs and None not in (mine, theirs):
                 add = "" if name in here else "+"
                 raise ValueError(

@@ -1,7 +1,9 @@
 """Adapters and the base that they change, as one model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -18,10 +20,13 @@ State = dict[str, Tensor]
 Open = Callable[[str], SavedRun]
 
 
-def on_base(saved: SavedRun, opened: Open, *, base: str | None = None) -> SavedRun:
+def on_base(
+    saved: SavedRun, opened: Open, *, base: str | None = None, packages: Collection[str] = ()
+) -> SavedRun:
     """A run of adapters as a whole model: its adapters, raw and averaged, merged into their base.
 
     opened: opens a model. base: where the base is, if it has moved.
+    packages: those of the user's own whose classes the network may have.
     Raises ValueError if it is not there, or is not the one that the adapters were trained on.
     """
     if saved.base is None:
@@ -32,8 +37,8 @@ def on_base(saved: SavedRun, opened: Open, *, base: str | None = None) -> SavedR
     return replace(
         saved,
         config={name: node for name, node in saved.config.items() if name != "adapter"},
-        network=merged_state(saved, state, saved.network),
-        ema={name: merged_state(saved, state, tensors) for name, tensors in saved.ema.items()},
+        network=merged_state(saved, state, saved.network, packages),
+        ema={name: merged_state(saved, state, tensors, packages) for name, tensors in saved.ema.items()},
         base=None,
     )
 
@@ -62,13 +67,13 @@ def check_digest(saved: SavedRun, state: Mapping[str, Tensor], named: str) -> No
         )
 
 
-def merged_state(saved: SavedRun, base: State, tensors: State) -> State:
+def merged_state(saved: SavedRun, base: State, tensors: State, packages: Collection[str] = ()) -> State:
     """The state dict of the whole network with adapters merged into it."""
     from rfdit.model.adapters import merged
 
     if not tensors:
         return {}
-    check_saved(saved, ("model", "prediction", "adapter"))
+    check_saved(saved, ("model", "prediction", "adapter"), packages)
     with explained(f"{saved.path} cannot be built"):
         backbone = build_backbone(saved.config)
         check_weights(saved.path, backbone, base, PREFIX)  # type: ignore[arg-type]
@@ -86,32 +91,51 @@ def merged_state(saved: SavedRun, base: State, tensors: State) -> State:
     return base | {PREFIX + name: tensor for name, tensor in whole.items()}
 
 
-def with_adapters(saved: SavedRun, weights: str, adapters: Sequence[str], opened: Open) -> SavedRun:
+def with_adapters(
+    saved: SavedRun,
+    weights: str,
+    adapters: Sequence[str],
+    opened: Open,
+    *,
+    packages: Collection[str] = (),
+) -> SavedRun:
     """A model with several runs' adapters added to its weights, each with its own factor.
 
     adapters: `PATH` or `PATH:FACTOR`. weights: the model's weights that they change.
+    Its configuration then has `adapters`, for the protocols of what is measured of it.
     Raises ValueError for runs that are not of adapters of these weights.
     """
     state: Any = saved.weights(weights)
-    total = dict(state)
+    total, names = dict(state), []
     for given in adapters:
         path, factor = _factor(given)
         adapter = opened(path)
         if adapter.base is None:
             raise ValueError(f"adapters={given}: {adapter.path} is a whole model, without adapters")
         check_digest(adapter, state, f"ckpt={saved.path} (weights={weights})")
-        changed = merged_state(adapter, state, adapter.weights("ema" if adapter.ema else "raw"))
+        own = adapter.weights("ema" if adapter.ema else "raw")
+        names.append(f"{factor:g} of {state_digest(own)[:12]}")
+        changed = merged_state(adapter, state, own, packages)
         for name, tensor in changed.items():
             if tensor.is_floating_point():
                 total[name] = total[name] + factor * (tensor - state[name])
     raw = weights == "raw"
-    return replace(saved, network=total if raw else {}, ema={} if raw else {weights: total})
+    config = saved.config | {"adapters": names}
+    return replace(saved, config=config, network=total if raw else {}, ema={} if raw else {weights: total})
 
 
 def _factor(given: str) -> tuple[str, float]:
-    """The path and the factor of `PATH:0.8`; the factor is 1 if there is none."""
+    """The path and the factor of `PATH:0.8`; the factor is 1 if there is none.
+
+    Raises ValueError for a factor that is not finite.
+    """
     path, colon, end = given.rpartition(":")
     try:
-        return (path, float(end)) if colon else (given, 1.0)
+        factor = float(end)
     except ValueError:
         return given, 1.0
+    if not colon or Path(given).exists():
+        return given, 1.0
+    if not math.isfinite(factor):
+        raise ValueError(f"adapters={given}: the factor after the colon must be finite")
+    return path, factor

@@ -1,12 +1,18 @@
-"""Models by name: a checkpoint of a run, an exported folder, or a hub repository of that form."""
+"""Models by name: a checkpoint of a run, an exported folder, or a hub repository of that form.
 
+Adapters are opened likewise: those of a run, or a folder for peft that `rfdit export` wrote.
+"""
+
+from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rfdit.checkpoint.resume import find_checkpoint, newest_run
 from rfdit.checkpoint.saved_run import SavedRun, read_checkpoint
 from rfdit.interchange.adapted import on_base
+from rfdit.interchange.adapter_folder import is_peft_folder, read_peft_folder
 from rfdit.interchange.folder import CONFIG, WEIGHTS, is_complete, is_folder, read_folder
 from rfdit.pretrained.hub import hub_folder, is_hub_name
 
@@ -17,27 +23,28 @@ def open_model(
     *,
     step: int | None = None,
     base: str | None = None,
+    packages: Collection[str] = (),
 ) -> SavedRun:
     """The model at a local path, or else in a hub repository; adapters are merged into their base.
 
     step: that of the checkpoint to take from a run folder; None takes the last.
-    base: where the base of adapters is, if it has moved.
+    base: where the base of adapters is, if it has moved. packages: those of the user's own whose classes the network
+        that they change may have.
     Raises ValueError or OSError with one sentence if there is none, or a damaged one, or `source`, which
     is the commands' `ckpt`, is None.
     """
-    if source is None:
-        newest = newest_run(Path("outputs"))
-        hint = f"; the newest run here is ckpt={newest}" if newest else ""
-        raise ValueError(f"ckpt is not set; give ckpt=RUN_FOLDER or a .ckpt file{hint}")
-    saved = _read(source, revision, step)
-    whole = on_base(saved, open_model, base=base)
+    opened = partial(open_model, packages=packages)
+    whole = on_base(_read(source, revision, step), opened, base=base, packages=packages)
     whole.check_model()
     return whole
 
 
-def open_adapters(source: str | Path) -> SavedRun:
-    """The run at a path as it is saved: adapters alone, if it has trained those."""
-    return _read(source, None, None)
+def open_adapters(source: str | Path | None) -> SavedRun:
+    """The run at a path as it is saved: adapters alone, if it has trained those; errors as of `open_model`."""
+    saved = _read(source, None, None)
+    if saved.base is None:
+        saved.check_model()
+    return saved
 
 
 def with_sources(saved: SavedRun, **sources: str | None) -> SavedRun:
@@ -68,12 +75,18 @@ def _moved(node: dict[str, Any], source: str) -> dict[str, Any]:
     return node | {"encoders": moved}
 
 
-def _read(source: str | Path, revision: str | None, step: int | None) -> SavedRun:
+def _read(source: str | Path | None, revision: str | None, step: int | None) -> SavedRun:
+    if source is None:
+        newest = newest_run(Path("outputs"))
+        hint = f"; the newest run here is ckpt={newest}" if newest else ""
+        raise ValueError(f"ckpt is not set; give ckpt=RUN_FOLDER or a .ckpt file{hint}")
     path = Path(source).expanduser()
     if step is not None:
         return read_checkpoint(find_checkpoint(str(path), step))
     if is_folder(path):
         return read_folder(path)
+    if is_peft_folder(path):
+        return read_peft_folder(path)
     if (path / "model_index.json").is_file():
         raise ValueError(
             f"{source} is a folder for diffusers; load it with DiffusionPipeline.from_pretrained, or export the "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rfdit.extras import check_installed
 from rfdit.limits import BelowOne, Count, Positive
 
-TARGETS = r".*blocks\.\d+\..*\.(qkv|proj|mlp_in|mlp_out)"
+TARGETS = r".*blocks\.\d+\.(.*\.)?(qkv|q|kv|proj|mlp_in|mlp_out)"
 EXAMPLES = 3  # names that an error message lists
 
 

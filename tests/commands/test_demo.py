@@ -150,6 +150,17 @@ def test_an_image_to_start_from_gives_those_of_the_command(cli: CommandLine, mod
     assert not torch.equal(result.images, generate(model, PLAIN)[1].images)
 
 
+@pytest.mark.slow
+def test_adapters_whose_base_has_moved(cli: CommandLine) -> None:
+    cli.train("run_dir=run")
+    cli.train("run_dir=lora", "init=weights", "init.ckpt=run", "adapter=lora", "adapter.r=2")
+    Path("run").rename("moved")
+    model = model_of(Path("lora"), base="moved")
+    _, result = generate(model, PLAIN)
+    assert 'base="moved"' in result.command
+    assert torch.equal(sampled(cli, result.command), result.images)
+
+
 def test_classes_by_their_numbers_from_an_exported_folder(
     cli: CommandLine, checkpoint: Path, tmp_path: Path
 ) -> None:

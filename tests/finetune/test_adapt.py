@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import rfdit
 from rfdit.checkpoint.saved_run import read_checkpoint
 from rfdit.interchange.source import open_adapters, open_model
 from tests.support.commands.command_line import TWENTY_STEPS, CommandLine, images
@@ -93,6 +94,9 @@ def test_several_adapters_with_factors(cli: CommandLine, trained: Trained) -> No
             both[name], tensor + 0.8 * (one[name] - tensor) - 0.5 * (two[name] - tensor)
         )
     cli.sample("ckpt=run", "adapters=[one:0.8,two]", "out=both", "prompts=[a red circle]")
+    assert "adapters=one:nan: the factor after the colon must be finite" in cli.error(
+        "sample", "ckpt=run", "adapters=[one:nan]", "prompts=[a]"
+    )
     assert "adapters=run: " in cli.error("sample", "ckpt=run", "adapters=[run]", "prompts=[a]")
 
 
@@ -116,6 +120,26 @@ def test_it_trains_with(cli: CommandLine, trained: Trained, options: list[str]) 
         assert (other[name] - tensor).norm() <= tolerance * tensor.norm(), name
 
 
+def test_it_is_resumed_with_what_it_was_started_with(cli: CommandLine, trained: Trained) -> None:
+    trained(*TWENTY_STEPS)
+    lora(cli)
+    begin = "ckpt=lora/checkpoints/last.ckpt"
+    base = f"of the ema weights of {file(Path('run')).absolute()}"
+    for start, message in (
+        ([], f"{begin} holds adapters {base}, and adapter=none trains the network itself; give the adapter and init"),
+        (LORA[2:], f"ckpt holds adapters {base}, and init=none has no weights to put them beside; give"),
+        ([*LORA, "init.weights=raw"], "ckpt holds adapters of the weights "),
+        ([*LORA, "adapter.r=2"], f"{begin} belongs to another network or optimizer: here adapter.r=2 (there 4)"),
+        ([*LORA, "init.ckpt=gone"], "init.ckpt=gone: gone does not exist"),
+    ):  # fmt: skip
+        found = cli.error("train", "run_dir=lora", "ckpt=last", "trainer.max_steps=4", *start)
+        assert found.startswith(message)
+    message = cli.error("train", *LORA, "run_dir=run", "ckpt=last", "trainer.max_steps=40")
+    assert message.startswith(
+        "ckpt=run/checkpoints/last.ckpt holds a whole network, and adapter trains beside one"
+    )
+
+
 def test_another_base_is_refused(cli: CommandLine, trained: Trained) -> None:
     trained(*TWENTY_STEPS)
     lora(cli)
@@ -124,12 +148,15 @@ def test_another_base_is_refused(cli: CommandLine, trained: Trained) -> None:
     assert "holds adapters, and their base cannot be opened" in message
     assert message.endswith("give base=..., where it is now")
     cli.sample("ckpt=lora", "base=moved", "prompts=[a]", "out=out")
+    assert np.array_equal(
+        np.asarray(rfdit.load("lora", base="moved")("a", steps=2)[0]), images(Path("out"))[0]
+    )
+    cli.train("init=weights", "init.ckpt=lora", "init.base=moved", "run_dir=further", "trainer.max_steps=1")
     cli.train("run_dir=run")  # another one in its place
     assert "holds adapters of the weights" in cli.error("sample", "ckpt=lora", "prompts=[a]")
     assert "holds adapters of the weights" in cli.error(
         "train", *LORA, "run_dir=lora", "ckpt=last", "trainer.max_steps=9"
     )
-    assert "base=moved: exists" not in message
     assert "is a whole model, without adapters" in cli.error(
         "sample", "ckpt=run", "base=moved", "prompts=[a]"
     )

@@ -83,6 +83,8 @@ def test_what_is_frozen_stays_to_the_last_bit(cli: CommandLine, trained: Trained
         (["init=weights", "init.ckpt=nowhere"], "nowhere does not exist, and a hub name has the form owner/name"),
         ([*FROM[:2], "init.weights=slow"], "init.weights=slow is not in ckpt=run/checkpoints/last.ckpt; it has"),
         ([*FROM[:2], "model.num_heads=4"], "init.ckpt=run was trained with model.num_heads=2, and with"),
+        ([*FROM[:2], "model.norm=rms"], "init.ckpt=run was trained with model.norm=layer, and with model.norm=rms its"),
+        ([*FROM[:2], "model.positions=sincos+rope"], "init.ckpt=run was trained with model.positions=sincos, and with"),
         ([*FROM[:2], "model.width=32", "text_encoder.width=32"], "network's parameters, fewer than init.min_share"),
         ([*FROM[:2], "prediction=data"], "init.ckpt=run was trained with another prediction, under which"),
         ([*FROM[:2], "init.step=7"], "init.step=7 is not kept"),

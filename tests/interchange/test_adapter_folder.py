@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from rfdit.config.build import build_backbone
+from rfdit.interchange.adapted import with_adapters
 from rfdit.interchange.for_diffusers.folder import as_diffusers
-from rfdit.interchange.source import open_model
+from rfdit.interchange.source import open_adapters, open_model
 from rfdit.model import MMDiT
 from tests.support.commands.command_line import TWENTY_STEPS, CommandLine
 from tests.support.training.runs import Trained
+from tests.support.training.states import assert_equal
 
 # Pooled captions that SD3's own transformer can take.
 BASE = [*TWENTY_STEPS, "text_encoder.width=8"]
@@ -64,6 +66,43 @@ def test_peft_reads_its_folder(cli: CommandLine, trained: Trained) -> None:
     expected = velocity(backbone(open_model("lora").weights("ema")))
     before = velocity(base)
     assert_near(velocity(PeftModel.from_pretrained(base, "adapter")), expected, before)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_sample_reads_the_folder_for_peft(cli: CommandLine, trained: Trained, kind: str) -> None:
+    trained(*TWENTY_STEPS)
+    adapter = ["adapter=lora", "adapter.dora=true"] if kind == "dora" else [f"adapter={kind}"]
+    start = ["init=weights", "init.ckpt=run", *adapter, "adapter.r=2", "optimizer.lr=1e-2", "run_dir=lora"]
+    cli.train(*start, "schedule=constant")
+    cli.export("ckpt=lora", "out=adapter", "format=peft")
+    whole = open_model("lora").weights("ema")
+    assert_equal(open_model("adapter").weights("ema"), whole)
+    base = open_model("run")
+    found, expected = (
+        with_adapters(base, "ema", [f"{name}:0.5"], open_adapters).weights("ema")
+        for name in ("adapter", "lora")
+    )
+    assert_equal(found, expected)
+
+
+def test_folders_that_are_not_ours(cli: CommandLine, trained: Trained) -> None:
+    trained(*TWENTY_STEPS)
+    cli.train(
+        "init=weights", "init.ckpt=run", "adapter=lora", "adapter.r=2", "run_dir=lora", "trainer.max_steps=1"
+    )
+    cli.export("ckpt=lora", "out=adapter", "format=peft")
+    request = ["ckpt=run", "adapters=[adapter]", "prompts=[a]"]
+    cli.sample(*request, "out=images")
+    data = bytearray(Path("adapter/adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("adapter/adapter_model.safetensors").write_bytes(data)
+    assert "adapter is damaged: its adapter_model.safetensors differs from its checksum" in cli.error(
+        "sample", *request
+    )
+    Path("adapter/rfdit.json").unlink()
+    assert "adapter has adapters that rfdit did not export: it lacks rfdit.json" in cli.error(
+        "sample", *request
+    )
 
 
 @pytest.mark.slow

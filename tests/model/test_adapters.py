@@ -1,9 +1,14 @@
 """Adapters of a file that may come from anyone: what they may ask for."""
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
-from rfdit.model.adapters import LoRA, inject, merged
+from rfdit.config.build import build_backbone
+from rfdit.model.adapters import TARGETS, LoRA, inject, merged
+from tests.support.commands.composing import composed
 from tests.support.models.networks import DiTFactory
 
 
@@ -39,6 +44,14 @@ def test_tensors_of_another_adapter_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         merged(dit(), LoRA(r=r), tensors(dit, LoRA(r=2)) | extra)
+
+
+@pytest.mark.parametrize("model", ["dit", "dit_cross_attention", "flux", "lightningdit", "mmdit"])
+def test_by_default_all_layers_of_all_blocks_are_adapted(model: str) -> None:
+    labels = [] if model in ("flux", "mmdit") else ["conditioner=labels"]
+    backbone = build_backbone(composed("train", f"model={model}", "model.num_heads=1", *labels), empty=True)
+    inside = {n for n, m in backbone.named_modules() if "blocks." in n and isinstance(m, nn.Linear)}
+    assert inside == {n for n, _ in backbone.named_modules() if re.fullmatch(TARGETS, n)}
 
 
 def test_tensors_of_no_layer_are_refused(dit: DiTFactory) -> None:
