@@ -11,6 +11,7 @@ from rfdit.checkpoint.resume import changed_settings
 from rfdit.checkpoint.saved_run import read_raw
 from rfdit.run.folder import read_metrics
 from tests.support.commands.processes import ROOT, SETTINGS, environment
+from tests.support.training.spread import run
 from tests.support.training.states import assert_equal
 
 pytestmark = pytest.mark.usefixtures("drawn_shapes")
@@ -23,6 +24,12 @@ TEN = [
 ]  # fmt: skip
 FOUR = ["writing:1", "between:5", "starting", "writing:8"]
 THREE = ["writing:1", "writing:2", "starting"]
+STARTS = ["writing:1", "between:3", "starting"]
+# Runs that start from weights; dropout draws from a generator whose state must survive.
+STARTED = {
+    "weights": ["freeze=[conditioner.*]"],
+    "adapters": ["adapter=lora", "adapter.r=2", "adapter.dropout=0.2"],
+}
 
 
 def drill(folder: Path, *overrides: str, steps: int, aims: list[str]) -> None:
@@ -63,6 +70,15 @@ def assert_same_run(mine: Path, theirs: Path) -> None:
 def test_kills_change_nothing(tmp_path: Path, background: str, aims: list[str]) -> None:
     settings = ["data.batch_size=2", f"trainer.background_checkpoints={background}"]
     drill(tmp_path, *settings, steps=50, aims=aims)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STARTED)
+def test_kills_of_a_run_from_weights_change_nothing(tmp_path: Path, kind: str) -> None:
+    base = run(tmp_path / "base", "data.batch_size=2", "trainer.max_steps=3", "schedule.warmup_steps=0")
+    start = ["init=weights", f"init.ckpt={base}", "init.weights=raw", *STARTED[kind]]
+    drill(tmp_path, "data.batch_size=2", *start, steps=12, aims=STARTS)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 

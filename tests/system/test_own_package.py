@@ -68,6 +68,26 @@ def test_they_train_and_sample(run: Run) -> None:
     assert {path.name for path in Path("images").glob("0*.png")} == {"00000.png", "00001.png"}
 
 
+@pytest.mark.slow
+def test_adapters_beside_their_layers(run: Run) -> None:
+    run("train", *TRAIN)
+    lora = [
+        "init=weights",
+        "init.ckpt=run",
+        "adapter=lora",
+        "adapter.targets=(inside|outside)",
+        "run_dir=lora",
+    ]
+    run("train", *TRAIN, *lora)
+    run("sample", "ckpt=lora", *SAMPLE[1:], "packages=[mine]")
+    run("sample", "ckpt=run", "adapters=[lora]", "out=added", *SAMPLE[1:-1], "packages=[mine]")
+    assert Path("images/00000.png").exists()
+    assert Path("added/00000.png").exists()
+    run("export", "ckpt=lora", "out=merged", "packages=[mine]")
+    run("export", "ckpt=lora", "out=adapter", "format=peft")
+    run("train", *TRAIN, "init=weights", "init.ckpt=adapter", "init.packages=[mine]", "run_dir=further")
+
+
 def test_their_metric_measures(run: Run) -> None:
     run("train", *TRAIN)
     tiny = "eval.network._target_=tests.support.evaluation.tiny_features.TinyFeatures"

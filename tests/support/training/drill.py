@@ -130,6 +130,8 @@ def main(aims: list[str], seed: int, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     given = sys.argv[3:]
+    if any(argument.startswith("adapter=") for argument in given):
+        import peft  # noqa: F401
     end = given.index("--") if "--" in given else len(given)
     for aims, arguments in ((sys.argv[1].split(","), given[:end]), ([], given[end + 1 :])):
         if arguments:

@@ -28,6 +28,7 @@ LAZY = [
     "diffusers",
     "pyarrow.parquet",
     "matplotlib.pyplot",
+    "peft",
     "safetensors.torch",
 ]  # imported once, before all forks
 

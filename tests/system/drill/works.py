@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ SAMPLE = ["ckpt=run.ckpt", "accelerator=cpu", "precision=fp32", "sampler.steps=2
           "batch_size=2", "out=out"]  # fmt: skip
 EXPORT = ["ckpt=run.ckpt", "out=out"]
 CONVERT = ["source=sit", "file=theirs.safetensors", "out=out", "num_heads=2", "autoencoder=sd"]
+FROM = [*TRAIN, "init=weights", "init.ckpt=base", "init.weights=raw"]
+ADAPTERS = [*FROM, "adapter=lora", "adapter.r=2", "adapter.dropout=0.2"]
 POINTS = ["optimizer.lr=1e-3,1e-4", "hydra.sweep.dir=sweep"]
 
 
@@ -34,6 +37,11 @@ def draw_shapes() -> None:
     """The default data, so that training is most of the time."""
     make_run("trainer.max_steps=1")
     shutil.rmtree("run")
+
+
+def make_base() -> None:
+    make_run("trainer.max_steps=2")
+    Path("run").rename("base")
 
 
 def resumed(arguments: list[str]) -> list[str] | None:
@@ -102,6 +110,10 @@ WORKS = [
         (),
         weight=2,
     ),
+    *[
+        Work(name, "train", make_base, how, partial(resumed, how), lambda: state_of(Path("run")), ())
+        for name, how in (("train from weights", FROM), ("train adapters", ADAPTERS))
+    ],
     Work(
         "train a sweep",
         "train",
