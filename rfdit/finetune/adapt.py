@@ -19,7 +19,9 @@ def choose_trained(network: Network, adapter: Adapter | None, config: dict[str, 
     if adapter is not None:
         _check(config)
         if network.objective is not None:
-            raise ValueError("weighting has layers that are not trained beside adapters; use weighting=uniform")
+            raise ValueError(
+                "weighting has layers that are not trained beside adapters; use weighting=uniform"
+            )
         network.requires_grad_(False)
         inject(network.get_submodule("backbone"), adapter)
     freeze(network, config["freeze"])
