@@ -18,6 +18,7 @@ METHODS = {
 every = pytest.mark.parametrize("method", METHODS)
 
 
+@pytest.mark.slow
 def test_ddpm_trains_a_variance_and_is_sampled_with_it_and_without(cli: CommandLine) -> None:
     cli.train("run_dir=run", *METHODS["ddpm"], FEW_SHAPES)
     rows = metrics(Path("run"))
@@ -37,6 +38,7 @@ def test_ddpm_trains_a_variance_and_is_sampled_with_it_and_without(cli: CommandL
     assert np.array_equal(images(Path("again")), made["own"])
 
 
+@pytest.mark.slow
 def test_a_learned_weighting_is_trained_and_left_out_of_the_model(cli: CommandLine) -> None:
     quick = ["trainer.max_steps=6", "schedule.warmup_steps=0", "trainer.val_every_n_steps=6"]
     for name, method in (("plain", []), ("learned", METHODS["learned"])):
