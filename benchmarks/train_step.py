@@ -32,8 +32,10 @@ from rfdit.cost.count import count_macs, matmul_peak
 from rfdit.device import keep_freed_memory
 from rfdit.model import DiT
 from rfdit.model.acceleration import compile_blocks
+from rfdit.model.routing import draw_route, routed
 from rfdit.network import Network
-from rfdit.objective import IndependentCoupling, UniformTime, VelocityMatching
+from rfdit.objective import TREAD, IndependentCoupling, UniformTime, VelocityMatching
+from rfdit.protocols import Routing
 from rfdit.randomness import SampleGenerator
 from rfdit.training.optim import AdamW, ConstantSchedule
 
@@ -94,8 +96,8 @@ def rfdit_network(setting: Setting, **options: Any) -> Network:
     return Network(backbone=backbone, conditioner=conditioner).to(setting.device)
 
 
-def rfdit_step(setting: Setting) -> Callable[[], None]:
-    """A training step of rfdit."""
+def rfdit_step(setting: Setting, routing: Routing | None = None) -> Callable[[], None]:
+    """A training step of rfdit, in which tokens may pass blocks by."""
     network = rfdit_network(setting)
     average = copy.deepcopy(network).requires_grad_(False)
     if setting.compile:
@@ -103,11 +105,16 @@ def rfdit_step(setting: Setting) -> Callable[[], None]:
     optimizer, schedule = AdamW(
         lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.0, schedule=ConstantSchedule()
     )(network)
-    return network_step(setting, network, average, optimizer, schedule)
+    return network_step(setting, network, average, optimizer, schedule, routing)
 
 
 def network_step(
-    setting: Setting, network: Network, average: Network, optimizer: Optimizer, schedule: LambdaLR
+    setting: Setting,
+    network: Network,
+    average: Network,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    routing: Routing | None = None,
 ) -> Callable[[], None]:
     """Forward, backward, optimiser and EMA of a network, compiled or not."""
     trained = [
@@ -126,7 +133,9 @@ def network_step(
             cond = network.conditioner(labels, device=setting.device)
             null = network.conditioner.null(device=setting.device)
             cond = drop_condition(cond, null, probability=DROP, generator=generator.fork("drop"))
-            loss = objective(network.backbone, latents, cond, generator=generator).total
+            route = draw_route(routing, network.backbone, LATENT[1:], generator=generator)
+            with routed(network.backbone, route):
+                loss = objective(network.backbone, latents, cond, generator=generator).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -225,6 +234,20 @@ def compare(setting: Setting, *, repeats: int, warmup: int) -> None:
     report(setting, times, statistics.median(peaks))
 
 
+def compare_routing(setting: Setting, *, repeats: int, warmup: int) -> None:
+    """Print the median times of steps without and with routing=tread, in turns, and their ratio."""
+    steps = {"all tokens": rfdit_step(setting), "tread": rfdit_step(setting, TREAD())}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(warmup + repeats):
+        for name, step in steps.items():
+            times[name].append(seconds(step, setting.device))
+    medians = [statistics.median(values[warmup:]) for values in times.values()]
+    print(f"\n{setting}, {(LATENT[1] // setting.patch) ** 2} tokens")
+    for name, median in zip(steps, medians):
+        print(f"  {name:10s} {median:8.3f} s  (fastest {min(times[name][warmup:]):.3f})")
+    print(f"  ratio      {medians[0] / medians[1]:8.2f}")
+
+
 def report(setting: Setting, times: dict[str, list[float]], peak: float) -> None:
     """Print the medians of `times` in seconds, and their rates relative to a peak in operations per second."""
     operations = step_operations(setting)
@@ -285,6 +308,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=8)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--tread", action="store_true", help="compare with routing=tread instead")
     parser.add_argument("--profile", action="store_true", help="print where rfdit's time goes instead")
     args = parser.parse_args()
     if args.keep_memory:
@@ -301,6 +325,8 @@ def main() -> None:
                 setting = Setting(size, patch, args.batch, precision, device, args.compile)
                 if args.profile:
                     show_profile(setting, steps=args.repeats, warmup=args.warmup)
+                elif args.tread:
+                    compare_routing(setting, repeats=args.repeats, warmup=args.warmup)
                 else:
                     compare(setting, repeats=args.repeats, warmup=args.warmup)
 

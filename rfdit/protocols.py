@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
@@ -39,6 +39,26 @@ class Backbone(VelocityNetwork, Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
+
+
+@dataclass(frozen=True)
+class Route:
+    """The tokens that some blocks see in a forward pass; the others pass these blocks by.
+
+    first, last: numbers of the first and the last of these blocks, from 1.
+    kept: numbers of the tokens of each sample that go through them, ascending.
+    """
+
+    first: int
+    last: int
+    kept: Int[Tensor, "b k"]
+
+
+@runtime_checkable
+class RoutesTokens(Protocol):
+    """A backbone whose blocks need not see all tokens. route: of its next forward passes; None is all through all."""
+
+    route: Route | None
 
 
 @runtime_checkable
@@ -182,6 +202,22 @@ class Auxiliary(Protocol):
         images: the clean images; None once it is over. The loss is then 0 with gradients of 0, since ranks wait for
             those of all parameters.
         """
+        ...
+
+
+@runtime_checkable
+class Routing(Protocol):
+    """Chooses tokens that pass some of the blocks by, in training alone."""
+
+    def blocks(self, depth: int) -> tuple[int, int]:
+        """Numbers of the first and the last of these blocks, from 1, for a backbone of so many.
+
+        Raises ValueError if it does not have them.
+        """
+        ...
+
+    def kept(self, tokens: int, *, generator: SampleGenerator) -> Int[Tensor, "b k"] | None:
+        """Numbers of the tokens of each sample that go through them, ascending; None for all of so many."""
         ...
 
 

@@ -15,7 +15,9 @@ from rfdit.cost.count import count_macs, matmul_peak, weightless
 from rfdit.device import multiplies_bf16_fast
 from rfdit.limits import Count
 from rfdit.model.layers.embeddings import token_grid
+from rfdit.model.routing import draw_route
 from rfdit.protocols import Backbone
+from rfdit.randomness import SampleGenerator
 
 
 def peak_memory(device: torch.device) -> int:
@@ -75,7 +77,9 @@ class Throughput(L.Callback):
         if shape not in self._macs:
             assert self._backbone is not None
             assert self._null is not None
-            self._macs[shape] = count_macs(self._backbone, shape, self._null)
+            one = SampleGenerator(seed=0, keys=torch.zeros(1, dtype=torch.int64))
+            route = draw_route(module.routing, module.network.backbone, shape[1:], generator=one)
+            self._macs[shape] = count_macs(self._backbone, shape, self._null, route=route)
         self._flops += 6 * self._macs[shape] * len(batch)
         patch_size = module.network.backbone.patch_size
         self._tokens += math.prod(token_grid(shape[1:], patch_size)) * len(batch) * trainer.world_size

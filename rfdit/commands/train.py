@@ -93,6 +93,7 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
         network=network,
         autoencoder=autoencoder,
         objective=objective,
+        routing=build(config["routing"]) if config["routing"] else None,
         optimizer=build(config["optimizer"]),
         seed=config["seed"],
         compile_blocks=config["compile"],

@@ -92,6 +92,7 @@ class TrainConfig:
     strategy: Any
     logger: Any
     auxiliary: Any = field(default=None, kw_only=True)
+    routing: Any = field(default=None, kw_only=True)
 
 
 @dataclass

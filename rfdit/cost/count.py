@@ -2,13 +2,15 @@
 
 import copy
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rfdit.batch import Condition
-from rfdit.protocols import Backbone
+from rfdit.model.routing import routed
+from rfdit.protocols import Backbone, Route
 
 SMALL = 256  # the side of the matrices that are multiplied first
 SECONDS_OF_A_PRODUCT = 5.0
@@ -26,16 +28,20 @@ def weightless(backbone: Backbone) -> Backbone:
     return copy.deepcopy(backbone, weights)
 
 
-def count_macs(backbone: Backbone, latent: tuple[int, int, int], cond: Condition) -> int:
+def count_macs(
+    backbone: Backbone, latent: tuple[int, int, int], cond: Condition, *, route: Route | None = None
+) -> int:
     """Multiply-adds of one forward pass on one latent (c, h, w), counted without computing it.
 
     The papers' "Gflops" are these, in billions; a training step takes six
     floating-point operations for each (two for the forward pass, four for the backward pass).
-    cond: the condition of one sample; its values do not matter.
+    cond: the condition of one sample, and route that of its tokens; their values do not matter.
     """
     meta = torch.device("meta")
     network, one = weightless(backbone), cond.map(lambda x: x[:1].to(meta))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    if route is not None:
+        route = replace(route, kept=route.kept[:1].to(meta))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), routed(network, route):
         network(torch.empty(1, *latent, device=meta), torch.empty(1, device=meta), one)
     return counter.get_total_flops() // 2
 

@@ -15,6 +15,8 @@ from rfdit.model.layers.norms import Norm, QKNorm
 from rfdit.model.layers.positions import Positions, make_positions
 from rfdit.model.layers.recompute import Recompute
 from rfdit.model.layers.rope import Order
+from rfdit.model.routing import Passage
+from rfdit.protocols import Route
 
 
 class DiT(nn.Module):
@@ -69,6 +71,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.patch_size = width, patch_size
+        self.route: Route | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -121,6 +124,8 @@ class DiT(nn.Module):
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
         *modulations, final = self.modulation(y)
-        for block, modulation in zip(self.blocks, modulations):
-            x = block(x, modulation, rotation)
+        passage = Passage(self.route, rotation)
+        for number, (block, modulation) in enumerate(zip(self.blocks, modulations), start=1):
+            x = passage.enter(number, x)
+            x = passage.leave(number, block(x, modulation, passage.rotation))
         return self.final(x, final, grid)

@@ -25,6 +25,8 @@ from rfdit.model.layers.norms import Norm, QKNorm
 from rfdit.model.layers.positions import Positions, make_positions
 from rfdit.model.layers.recompute import Recompute
 from rfdit.model.layers.rope import Order, RotaryPositions
+from rfdit.model.routing import Passage
+from rfdit.protocols import Route
 
 NEEDS_CAPTIONS = "model=mmdit attends to caption tokens; use conditioner=text, or model=dit"
 
@@ -84,6 +86,7 @@ class MMDiT(nn.Module):
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
         self.width, self.patch_size = width, patch_size
+        self.route: Route | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -150,6 +153,10 @@ class MMDiT(nn.Module):
         y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
         *modulations, final = self.modulation(y)
-        for block, for_x, for_c in zip(self.blocks, modulations, modulations[len(self.blocks) :]):
-            x, c = block(x, c, for_x, for_c, mask, rotation)
+        passage = Passage(self.route, rotation, mask)
+        of_blocks = zip(self.blocks, modulations, modulations[len(self.blocks) :])
+        for number, (block, for_x, for_c) in enumerate(of_blocks, start=1):
+            x = passage.enter(number, x)
+            x, c = block(x, c, for_x, for_c, passage.mask, passage.rotation)
+            x = passage.leave(number, x)
         return self.final(x, final, grid)

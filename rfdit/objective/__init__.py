@@ -14,6 +14,7 @@ from rfdit.objective.times import (
     TimestepTime,
     UniformTime,
 )
+from rfdit.objective.tread import TREAD
 from rfdit.objective.velocity import VelocityMatching
 from rfdit.objective.weighting import (
     DataWeighting,
@@ -26,6 +27,7 @@ from rfdit.objective.weighting import (
 
 __all__ = [
     "REPA",
+    "TREAD",
     "ContrastiveFlowMatching",
     "ConvolutionProjector",
     "CosMapTime",

@@ -18,10 +18,11 @@ from rfdit.images import to_float
 from rfdit.model.acceleration import compile_blocks, use_fp8
 from rfdit.model.layers.adaln_operators import warn_without_kernels
 from rfdit.model.layers.embeddings import token_grid
+from rfdit.model.routing import check_routing, draw_route, routed
 from rfdit.model.states import BlockStates
 from rfdit.network import Network
 from rfdit.objective.validation import TIMES, losses_at_times
-from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, Objective
+from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, Objective, Routing
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.checkpoint_io import check_restored
@@ -36,6 +37,7 @@ class FlowModule(L.LightningModule):
     last_loss: the loss of the last training step, for callbacks.
     fp8: compute the blocks' matrix products in FP8, except those of the averages.
     compile_blocks: torch.compile each transformer block, except those of the averages.
+    routing: chooses tokens that pass some of the blocks by, in training steps alone.
     record: the `checkpoint_header` of its checkpoints.
     trained_only: for adapters: the checkpoints have only what is trained.
     """
@@ -52,8 +54,12 @@ class FlowModule(L.LightningModule):
         compile_blocks: bool = False,
         fp8: bool = False,
         trained_only: bool = False,
+        routing: Routing | None = None,
     ) -> None:
         super().__init__()
+        if routing is not None:
+            check_routing(routing, network.backbone, network.auxiliary)
+        self.routing = routing
         self.network = network
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks, self.fp8 = seed, record, compile_blocks, fp8
@@ -142,7 +148,9 @@ class FlowModule(L.LightningModule):
         if isinstance(encoder := network.conditioner.encoder, DropsParts):
             null = network.conditioner.null(device=self.device)
             cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
-        loss = self.objective(network.backbone, z0, cond, generator=generator)
+        route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
+        with routed(network.backbone, route):
+            loss = self.objective(network.backbone, z0, cond, generator=generator)
         if network.auxiliary is None:
             return loss
         return self._with_auxiliary(network.auxiliary, loss, batch, grid=z0.shape[-2:])

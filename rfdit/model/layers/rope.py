@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rfdit.model.layers.attention import Heads
@@ -29,10 +29,13 @@ Order = Literal["interleaved", "halves"]
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every token's angles, one for each pair of a head, float32."""
+    """Cosine and sine of every token's angles, one for each pair of a head, float32.
 
-    cos: Float[Tensor, "n pairs"]
-    sin: Float[Tensor, "n pairs"]
+    The same for all samples, (n, pairs), or for each its own, (b, 1, k, pairs).
+    """
+
+    cos: Float[Tensor, "*b n pairs"]
+    sin: Float[Tensor, "*b n pairs"]
     order: Order
 
     def __call__(self, x: Heads) -> Heads:
@@ -42,6 +45,10 @@ class Rotation(NamedTuple):
         a, b = x.float().unflatten(-1, pairs).unbind(axis)  # (b, heads, n, head / 2)
         turned = torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=axis)
         return turned.flatten(-2).to(x.dtype)
+
+    def of(self, numbers: Int[Tensor, "b k"]) -> "Rotation":
+        """The rotation of tokens by their numbers, for each sample its own."""
+        return Rotation(self.cos[numbers][:, None], self.sin[numbers][:, None], self.order)
 
     def then(self, other: "Rotation") -> "Rotation":
         """The rotation of these tokens followed by others."""
