@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,15 +101,13 @@ def test_recomputation_gives_the_same_gradients(network: Make, given: Inputs, re
 
 @pytest.mark.slow
 def test_compiled_blocks_compute_the_same(network: Make, given: Inputs) -> None:
-    plain, compiled = network(**SETTINGS), network(**SETTINGS)
+    plain, compiled = network(**SETTINGS | {"depth": 3}), network(**SETTINGS | {"depth": 3})
     for block in compiled.blocks:
-        block.compile(backend="aot_eager")
-    for kept in (KEPT, KEPT[:, :3]):
-        route = Route(first=2, last=3, kept=kept)
-        with routed(plain, route), routed(compiled, route):
-            expected, found = gradients(plain, given()), gradients(compiled, given())
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+        block.compile(backend="eager")
+    with torch.no_grad():
+        for route in (None, Route(first=2, last=2, kept=KEPT)):
+            with routed(plain, route), routed(compiled, route):
+                torch.testing.assert_close(compiled(*given()), plain(*given()), atol=1e-4, rtol=1e-4)
 
 
 def test_a_route_ends_with_its_context(dit: DiTFactory, inputs: Inputs) -> None:
@@ -126,20 +123,27 @@ def test_a_route_ends_with_its_context(dit: DiTFactory, inputs: Inputs) -> None:
     assert torch.equal(model(*inputs()), plain)
 
 
-@dataclass
 class Reads:
-    """An auxiliary loss on a block's states."""
+    """An auxiliary loss that would read the states of a block."""
 
-    block: int
+    coefficient = 1.0
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+
+    def is_over(self, step: int) -> bool:
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, images: Tensor | None, *, grid: tuple[int, int]) -> Tensor:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(("block", "refused"), [(2, False), (3, True), (9, True), (10, False)])
 def test_auxiliary_losses_read_states_of_all_tokens(dit: DiTFactory, block: int, refused: bool) -> None:
     model = dit(depth=12)
-    reads: Any = Reads(block)
     sentence = rf"auxiliary\.block={block} sees only some of the tokens, as all blocks from 3 to 9 do"
     with pytest.raises(ValueError, match=sentence) if refused else nullcontext():
-        check_routing(TREAD(), model, reads)
+        check_routing(TREAD(), model, Reads(block))
 
 
 def test_multiply_adds_are_those_of_the_tokens_that_are_kept() -> None:
