@@ -101,7 +101,9 @@ def test_a_pass_has_every_sample_once_and_as_many_batches_on_every_rank(
     ranks, workers, batch_size = layout
     size = sum(shard_sizes)
     if size < ranks:
-        with pytest.raises(ValueError, match=rf"data.val_shards has {size} usable samples? for {ranks} ranks"):
+        with pytest.raises(
+            ValueError, match=rf"data.val_shards has {size} usable samples? for {ranks} ranks"
+        ):
             FinitePlan(whole(shard_sizes), batch_size=batch_size, ranks=ranks)
         return
     plan = FinitePlan(whole(shard_sizes), batch_size=batch_size, ranks=ranks)
