@@ -29,11 +29,11 @@ from rfdit.device import keep_freed_memory, pick_device
 from rfdit.finetune.adapt import check_resumes, choose_trained, find_base
 from rfdit.finetune.start import NewRun
 from rfdit.model.acceleration import check_fp8
+from rfdit.network import layers_of
 from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
 from rfdit.processes.quiet import quiet_others
 from rfdit.processes.rank import is_rank_zero
 from rfdit.processes.slurm import requeue, slurm_job
-from rfdit.protocols import OwnsLayers
 from rfdit.run.complete import complete_run, finish_trained, finished_point
 from rfdit.run.folder import describe_run, discard_start, only_run
 from rfdit.run.log import logged
@@ -76,7 +76,7 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
         config,
         empty_backbone=starts_empty(trainer),
         auxiliary=auxiliary,
-        objective=objective.layers if isinstance(objective, OwnsLayers) else None,
+        objective=layers_of(objective),
     )
     autoencoder = build(config["autoencoder"])
     class_names, adapter = trained_class_names(config), build(config["adapter"])

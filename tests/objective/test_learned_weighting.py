@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rfdit.batch import Condition
 from rfdit.flow import per_sample
+from rfdit.network import layers_of
 from rfdit.objective import (
     ContrastiveFlowMatching,
     IndependentCoupling,
@@ -116,3 +117,24 @@ def test_losses_below_zero_are_refused() -> None:
         ContrastiveFlowMatching(
             time=UniformTime(), coupling=IndependentCoupling(), weighting=UncertaintyWeighting()
         )
+
+
+class Forgetful:
+    """An objective of a user's own, which does not say that its weighting is learned."""
+
+    def __init__(self) -> None:
+        self.weighting = UncertaintyWeighting()
+
+    def __call__(self, *_: object, **__: object) -> FlowLoss:
+        raise NotImplementedError
+
+
+def test_layers_that_an_objective_does_not_name_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="objective=Forgetful has layers in `weighting` that nothing would train"
+    ):
+        layers_of(Forgetful())
+    objective = VelocityMatching(
+        time=UniformTime(), coupling=IndependentCoupling(), weighting=UncertaintyWeighting()
+    )
+    assert layers_of(objective) is objective.weighting
