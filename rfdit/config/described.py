@@ -16,6 +16,16 @@ RECIPES = {"experiment", "debug", "recipe"}  # groups whose options choose those
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def in_order(name: str) -> list[str | int]:
+    """Key that sorts names with the numbers in them by value: p2, p4, p16."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def option_names(group: Path) -> list[str]:
+    """The options in a group's folder."""
+    return sorted((path.stem for path in group.glob("*.yaml")), key=in_order)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting: its full name, its default as it is written, and the comment behind it."""
@@ -40,7 +50,7 @@ class Group:
     @property
     def options(self) -> list[str]:
         """The names of all options."""
-        return sorted(path.stem for path in (CONFIG_DIR / self.name).glob("*.yaml"))
+        return option_names(CONFIG_DIR / self.name)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from rfdit.config.build import CONFIG_DIR, default_settings
+from rfdit.config.described import in_order
 from rfdit.config.mistyped import meant, nearest, option_named, options_with
 from rfdit.config.overrides import unreadable
 from rfdit.config.signatures import FROM_LIGHTNING
@@ -88,7 +89,7 @@ def sentence(error: Exception, config_name: str) -> str:
             return f"{group}={name} is not installed; run pip install 'rfdit[sweeps]'"
         near = difflib.get_close_matches(name.lower(), error.options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={name} does not exist; {hint}choose from {', '.join(error.options)}"
+        return f"{group}={name} does not exist; {hint}choose from {', '.join(sorted(error.options, key=in_order))}"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return f"{unknown[1]} is not a setting{_suggestion(unknown[1], config_name)}"
     if text.startswith("Error merging override") and error.__cause__ is not None:

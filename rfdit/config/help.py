@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from rfdit.config.described import CONFIG_DIR, Described, Setting, describe, header
+from rfdit.config.described import CONFIG_DIR, Described, Setting, describe, header, option_names
 
 COLUMN = 42  # where comments begin
 SCRIPTS = {"train": ", also python train.py", "sample": ", also python sample.py"}
@@ -46,7 +46,7 @@ def _chosen(command: str, arguments: Sequence[str]) -> dict[str, str]:
     pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
     chosen = {name: option for name, option in pairs if (CONFIG_DIR / name).is_dir()}
     for name, chosen_options in chosen.items():
-        options = sorted(path.stem for path in (CONFIG_DIR / name).glob("*.yaml"))
+        options = option_names(CONFIG_DIR / name)
         for option in chosen_options.strip("[]").split(","):
             if option.strip() not in options:
                 raise ValueError(f"{name}={option.strip()} does not exist; choose from {', '.join(options)}")

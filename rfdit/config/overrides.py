@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from rfdit.config.described import option_names
 from rfdit.config.mistyped import check_words
 
 OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w./@:-]*)=(.*)", re.DOTALL)
@@ -192,7 +193,7 @@ def _check_option(name: str, parsed: Override, groups: Path) -> None:
         )
     is_path = isinstance(value, str) and "/" in value and not (group / f"{value}.yaml").exists()
     if isinstance(value, int | float) or is_path:
-        options = sorted(path.stem for path in group.glob("*.yaml"))
+        options = option_names(group)
         near = difflib.get_close_matches(str(value), options, n=1)
         hint = f"did you mean {name}={near[0]}? " if near else ""
         meant = PATHS if is_path else NUMBERS

@@ -12,7 +12,7 @@ from rfdit.config.schemas import text_settings
 
 TYPOS = {
     # Options of groups.
-    "train patch=4": "patch=4 is not an option; did you mean patch=p4? choose from none, p16, p2, p32, p4, p8",
+    "train patch=4": "patch=4 is not an option; did you mean patch=p4? choose from none, p2, p4, p8, p16, p32",
     "train size=null": "size=null: null is not an option of a group; leave size out, or write ~size to remove it",
     "train size=384": "size=384 is not an option; choose from b, l, none, s, tiny, xl",
     "train model=DiT": "model=DiT does not exist; did you mean dit? choose from dit, ",
