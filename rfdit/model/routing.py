@@ -42,7 +42,7 @@ def check_routing(routing: Routing, backbone: Backbone, auxiliary: Auxiliary | N
     if routed_network(backbone) is None:
         raise ValueError(
             f"routing needs blocks that can do without some of the tokens, and those of {class_name(backbone)} cannot; "
-            "use model=dit or model=mmdit, or routing=null"
+            "use model=dit or model=mmdit, or leave routing out"
         )
     first, last = routing.blocks(len(backbone.blocks))
     if auxiliary is not None and first <= auxiliary.block <= last:
