@@ -25,6 +25,7 @@ class Batch:
     captions, labels: the samples' conditions; a source gives either or both.
     condition: cached text features of the captions.
     micro: numbers of micro-conditioning, one for each of its fields.
+    noise: seed and key of the noise that each latent was made from, of recorded pairs.
     keys: the samples' names, for reports.
     skipped: counts, by reason, of the samples of this batch that could not be used.
     """
@@ -36,6 +37,7 @@ class Batch:
     labels: Int[Tensor, "b"] | None = None
     condition: "Condition | None" = None
     micro: Float[Tensor, "b n"] | None = None
+    noise: Int[Tensor, "b 2"] | None = None
     keys: Sequence[str] | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
+START = "image"  # purpose of the noise from which sampling starts
 
 
 def _signed(value: int) -> int:
@@ -38,23 +39,35 @@ def _mix(x: Tensor) -> Tensor:
 class SampleGenerator:
     """Draws random numbers for samples, those of each sample from its own key.
 
-    seed: the seed of the run.
+    seed: the seed of the run; (b,) where samples have seeds of their own.
     keys: (b,), one integer per sample: its position in the stream, or the number of its image.
     purpose: separates draws, so that a new one never shifts the others; see `fork`.
+    recorded: the generator of the images that the samples are, where a record says which they are.
     """
 
-    def __init__(self, *, seed: int, keys: Int[Tensor, "b"], purpose: str = "") -> None:
-        self.seed, self.keys, self.purpose = seed, keys, purpose
-        # Filled on the device: copying a number to it would wait for everything queued there.
-        value = _signed(seed * GOLDEN + zlib.crc32(purpose.encode()))
-        salt = torch.full((), value, dtype=torch.int64, device=keys.device)
+    def __init__(
+        self,
+        *,
+        seed: int | Int[Tensor, "b"],
+        keys: Int[Tensor, "b"],
+        purpose: str = "",
+        recorded: "SampleGenerator | None" = None,
+    ) -> None:
+        self.seed, self.keys, self.purpose, self.recorded = seed, keys, purpose, recorded
+        checksum = zlib.crc32(purpose.encode())
+        if isinstance(seed, Tensor):
+            salt = seed.long() * _signed(GOLDEN) + checksum
+        else:
+            # Filled on the device: copying a number to it would wait for everything queued there.
+            value = _signed(seed * GOLDEN + checksum)
+            salt = torch.full((), value, dtype=torch.int64, device=keys.device)
         # The salt is mixed once more than the key, so that a seed and a key are not interchangeable.
         self._state = _mix(_mix(keys.long() * _signed(GOLDEN)) + _mix(_mix(salt)))
 
     def fork(self, purpose: str) -> "SampleGenerator":
         """An independent generator for the same samples and another purpose."""
         name = f"{self.purpose}/{purpose}"
-        return SampleGenerator(seed=self.seed, keys=self.keys, purpose=name)
+        return SampleGenerator(seed=self.seed, keys=self.keys, purpose=name, recorded=self.recorded)
 
     def _bits(self, n: int) -> Int[Tensor, "b n"]:
         index = torch.arange(1, n + 1, device=self.keys.device)

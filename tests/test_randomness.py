@@ -27,6 +27,13 @@ def test_a_samples_numbers_do_not_depend_on_the_batch(draw: str) -> None:
     assert torch.equal(whole[[6, 2]], getattr(generator(6, 2), draw)(4, 3, 3))
 
 
+def test_samples_may_have_seeds_of_their_own() -> None:
+    seeds, keys = [0, 3, 2**63 - 1], [7, 7, 2**40]
+    both = SampleGenerator(seed=torch.tensor(seeds), keys=torch.tensor(keys)).fork("noise").normal(5)
+    for row, (seed, key) in enumerate(zip(seeds, keys)):
+        assert torch.equal(both[row], generator(key, seed=seed).fork("noise").normal(5)[0])
+
+
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 def test_there_is_no_state(draw: str) -> None:
     one = many(4)

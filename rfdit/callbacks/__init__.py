@@ -12,6 +12,7 @@ from rfdit.callbacks.spikes import LastingSpike, SpikeGuard
 from rfdit.callbacks.start.cut_captions import CutCaptions
 from rfdit.callbacks.start.log_config import LogConfig
 from rfdit.callbacks.start.summary import StartSummary
+from rfdit.callbacks.straightness import Straightness
 from rfdit.callbacks.throughput import Throughput
 from rfdit.callbacks.time_bins import TimeBinLoss
 from rfdit.callbacks.trace import Trace
@@ -31,6 +32,7 @@ __all__ = [
     "SkippedSamples",
     "SpikeGuard",
     "StartSummary",
+    "Straightness",
     "Throughput",
     "TimeBinLoss",
     "Trace",

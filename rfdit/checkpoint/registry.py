@@ -59,11 +59,11 @@ PARTS: dict[Any, tuple[type, ...]] = {
         objective.ContrastiveFlowMatching, objective.NoiseAndVarianceMatching, objective.VelocityMatching,
     ),
     objective.TimeSampler: (
-        objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.TimestepTime,
-        objective.UniformTime,
+        objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.StepTime,
+        objective.TimestepTime, objective.UniformTime,
     ),
     objective.NoiseSchedule: (model.VPSchedule,),
-    Coupling: (objective.IndependentCoupling, objective.OptimalTransportCoupling),
+    Coupling: (objective.IndependentCoupling, objective.OptimalTransportCoupling, objective.RecordedCoupling),
     objective.Weighting: (
         objective.DataWeighting, objective.EDMWeighting, objective.MinSNRWeighting, objective.NoiseWeighting,
         objective.UncertaintyWeighting, objective.UniformWeighting,

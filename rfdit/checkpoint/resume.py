@@ -140,6 +140,16 @@ def _beside(tensors: Collection[str]) -> str:
     return " and ".join(sorted({name.partition(".")[0] for name in tensors if is_for_training_only(name)}))
 
 
+def encoder_settings(node: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of an encoder that decide its results."""
+    without_effect = EQUIVALENT | {"slice_size", "pretrained"}  # the weights are identified by their digest
+    return node and {
+        name: encoder_settings(value) if isinstance(value, dict) else value
+        for name, value in node.items()
+        if name not in without_effect
+    }
+
+
 def is_other(path: str) -> bool:
     """True for a setting, by its dotted name, whose value decides what tensors there are or what they compute."""
     names = path.split(".")

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from rfdit.checkpoint.resume import EQUIVALENT
+from rfdit.checkpoint.resume import encoder_settings
 from rfdit.config.build import build, validate
 from rfdit.config.command import command
 from rfdit.config.data_group import build_reader
@@ -59,16 +59,6 @@ def check(config: dict[str, Any]) -> None:
         raise ValueError(
             "data.flip=true cannot be cached: latents are those of one crop; use data.flip=false"
         )
-
-
-def encoder_settings(node: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The settings of an encoder that decide its results."""
-    without_effect = EQUIVALENT | {"slice_size", "pretrained"}  # the weights are identified by their digest
-    return node and {
-        name: encoder_settings(value) if isinstance(value, dict) else value
-        for name, value in node.items()
-        if name not in without_effect
-    }
 
 
 def frozen_text_encoder(node: dict[str, Any] | None) -> TextEncoder | None:

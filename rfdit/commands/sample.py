@@ -1,5 +1,7 @@
 """Images from a checkpoint: compose, validate, load, sample, write. See conf/sample.yaml."""
 
+import os
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -61,6 +63,7 @@ def sample(cfg: DictConfig, command: Sequence[str]) -> None:
                     weights=weights,
                     negative=negative,
                     config={name: value for name, value in config.items() if name not in ELSEWHERE},
+                    command=f"cd {shlex.quote(os.getcwd())} && {shlex.join(command)}",
                 )
                 tasks.append(task)
             evaluation = None

@@ -45,6 +45,7 @@ class Sample:
     captions: several captions, one of which the stream draws in place of `caption`.
     condition: one row of text features, from sources that have them cached.
     micro: numbers of micro-conditioning, if the decoder is set to find them.
+    noise: seed and key of the noise that the latent was made from, of recorded pairs.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Sample:
     label: int | None = None
     condition: Condition | None = None
     micro: tuple[float, ...] | None = None
+    noise: tuple[int, int] | None = None
 
 
 @runtime_checkable
@@ -97,6 +99,7 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     captions = [sample.caption for sample in samples if sample.caption is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
     micro = [sample.micro for sample in samples if sample.micro is not None]
+    noise = [sample.noise for sample in samples if sample.noise is not None]
     conditions = [sample.condition for sample in samples if sample.condition is not None]
     # In a worker, PyTorch's collation stacks into shared memory, which saves a copy.
     return Batch(
@@ -107,5 +110,6 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
         labels=torch.tensor(labels) if labels else None,
         condition=Condition.join(conditions) if conditions else None,
         micro=torch.tensor(micro) if micro else None,
+        noise=torch.tensor(noise) if noise else None,
         keys=[sample.key for sample in samples],
     )

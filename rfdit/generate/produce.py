@@ -1,17 +1,21 @@
 """The loop that generates images: pieces, divided among processes, batch by batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from rfdit.checkpoint.resume import encoder_settings
 from rfdit.checkpoint.saved_run import SavedRun
+from rfdit.data.latents.manifest import arithmetic_of, weights_of
 from rfdit.generate.guide import find_guide
 from rfdit.generate.load import with_scales
-from rfdit.generate.outputs.output import GeneratedImage, Job, Output
-from rfdit.generate.request import SampleRequest
-from rfdit.generate.uses.use import Use, inputs_of
+from rfdit.generate.outputs.output import GeneratedImage, Job, Output, TakesLatents
+from rfdit.generate.request import SampleRequest, Specs
+from rfdit.generate.uses.use import GivesLatents, Use, inputs_of
 from rfdit.pretrained.frozen import state_digest, weights_digest
 from rfdit.processes.rank import Process
 from rfdit.progress import ProgressDisplay
@@ -46,14 +50,17 @@ def sample_task(
     weights: str,
     negative: str | None,
     config: dict[str, Any],
+    command: str = "",
 ) -> Task:
     """The images of a request.
 
-    weights: the name of the pipeline's. config: the command's settings, for the record.
+    weights: the name of the pipeline's. config: the command's settings, for the record. command: as of `Job`.
     Raises ValueError for images that this sampler cannot generate.
     """
     sheet = use.sheet(request)
     sheet.check_solver(pipeline.sampler.solver)
+    if isinstance(output, TakesLatents):
+        output.check_pairs(use, request, pipeline.sampler.solver)
     guide = find_guide(pipeline.sampler.guidance)
     if guide is not None and negative is not None:
         raise ValueError(
@@ -70,13 +77,32 @@ def sample_task(
         "image_size": list(pipeline.image_size),
         "arithmetic": f"{pipeline.device.type} {'bf16' if pipeline.bf16 else 'fp32'}",
         "config": config,
+        **(_space_of(saved, pipeline) if isinstance(output, TakesLatents) else {}),
     }
     return Task(
-        job=Job(folder=folder, sheet=sheet, use=use, settings=settings, batch_size=pipeline.batch_size),
+        job=Job(
+            folder=folder,
+            sheet=sheet,
+            use=use,
+            settings=settings,
+            batch_size=pipeline.batch_size,
+            command=command,
+        ),
         output=output,
         pipelines=with_scales(pipeline, request.scales),
         conditions=pipeline.conditions(inputs_of(sheet.specs), negative=negative),
     )
+
+
+def _space_of(saved: SavedRun, pipeline: Pipeline) -> dict[str, Any]:
+    """The settings that latents depend on besides: their contract, and the autoencoder that they belong to."""
+    node, autoencoder = saved.config["autoencoder"], pipeline.autoencoder
+    return {
+        "latents": autoencoder.contract.as_dict(),
+        "autoencoder": encoder_settings(node),
+        "autoencoder_weights": weights_of("autoencoder", node, autoencoder),
+        "autoencoder_arithmetic": arithmetic_of(pipeline.device, autoencoder=autoencoder),
+    }
 
 
 def produce(task: Task, process: Process) -> str | None:
@@ -103,11 +129,15 @@ def produce(task: Task, process: Process) -> str | None:
 def _generate(task: Task, piece: Sequence[int], progress: ProgressDisplay) -> Iterator[GeneratedImage]:
     """The images of a piece, in its order."""
     job, specs = task.job, task.job.sheet.specs
+    make: Callable[[Pipeline, Specs, Conditions], Tensor] = job.use
+    if isinstance(task.output, TakesLatents):
+        assert isinstance(job.use, GivesLatents)
+        make = job.use.latents
     for start in range(0, len(piece), job.batch_size):
         batch = piece[start : start + job.batch_size]
         for (scale, *_), group in groupby(batch, key=lambda index: specs[index].kind):
             indices = list(group)
-            images = job.use(task.pipelines[scale], [specs[i] for i in indices], task.conditions)
+            images = make(task.pipelines[scale], [specs[i] for i in indices], task.conditions)
             generated = progress.completed + len(indices)
             progress.update(generated, f"{generated / progress.elapsed:.2f}/s")
             for index, image in zip(indices, images, strict=True):

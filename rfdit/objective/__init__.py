@@ -1,7 +1,7 @@
 """Training objectives, their time densities, couplings and weightings."""
 
 from rfdit.objective.contrastive import ContrastiveFlowMatching
-from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling
+from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling, RecordedCoupling
 from rfdit.objective.ddpm import NoiseAndVarianceMatching
 from rfdit.objective.learned_weighting import UncertaintyWeighting
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
@@ -10,6 +10,7 @@ from rfdit.objective.times import (
     LogitNormalTime,
     ModeTime,
     NoiseSchedule,
+    StepTime,
     TimeSampler,
     TimestepTime,
     UniformTime,
@@ -42,6 +43,8 @@ __all__ = [
     "NoiseSchedule",
     "NoiseWeighting",
     "OptimalTransportCoupling",
+    "RecordedCoupling",
+    "StepTime",
     "TimeSampler",
     "TimestepTime",
     "UncertaintyWeighting",

@@ -8,22 +8,26 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent
+from rfdit.randomness import START, SampleGenerator
 
 
 @runtime_checkable
 class Coupling(Protocol):
-    """A pairing of the latents of a batch with its noise."""
+    """A pairing of the latents of a batch with noise."""
 
-    def __call__(self, z0: Latent, z1: Latent, cond: Condition) -> Latent:
-        """The noise in the order of its latents: row i is paired with row i of z0, under row i of cond."""
+    def __call__(self, z0: Latent, cond: Condition, *, generator: SampleGenerator) -> Latent:
+        """The noise in the order of its latents: row i is paired with row i of z0, under row i of cond.
+
+        generator: that of the objective.
+        """
         ...
 
 
 class IndependentCoupling:
-    """Each latent with the noise that was drawn for it."""
+    """Each latent with noise that is drawn for it: z1 ~ N(0, I)."""
 
-    def __call__(self, z0: Latent, z1: Latent, cond: Condition) -> Latent:
-        return z1
+    def __call__(self, z0: Latent, cond: Condition, *, generator: SampleGenerator) -> Latent:
+        return generator.fork("noise").normal(*z0.shape[1:])
 
 
 class OptimalTransportCoupling:
@@ -41,9 +45,10 @@ class OptimalTransportCoupling:
     def __init__(self) -> None:
         self._warned = False
 
-    def __call__(self, z0: Latent, z1: Latent, cond: Condition) -> Latent:
+    def __call__(self, z0: Latent, cond: Condition, *, generator: SampleGenerator) -> Latent:
         from scipy.optimize import linear_sum_assignment
 
+        z1 = generator.fork("noise").normal(*z0.shape[1:])
         groups = equal_conditions(cond)
         if len(groups) > 1 and int(groups.max()) + 1 == len(groups) and not self._warned:
             self._warned = True
@@ -57,6 +62,25 @@ class OptimalTransportCoupling:
         cost = cost.masked_fill(groups[:, None] != groups[None], float("inf"))
         _, order = linear_sum_assignment(cost.numpy(force=True))
         return z1[torch.as_tensor(order, device=z1.device)]
+
+
+class RecordedCoupling:
+    """Each latent with the noise that a model made it from: reflow (arXiv 2209.03003, sec. 2.1).
+
+        z0 = ODE(z1),    z1 = noise(seed, key)
+
+    The noise is computed anew from the seed and the key that are recorded with the latent.
+    Raises ValueError for latents that are recorded without them.
+    """
+
+    def __call__(self, z0: Latent, cond: Condition, *, generator: SampleGenerator) -> Latent:
+        if generator.recorded is None:
+            raise ValueError(
+                "coupling=recorded needs latents together with the noise that they were made from, and the data "
+                "has none; record both with rfdit sample output=latents out=FOLDER, and give data=latents "
+                "data.shards=FOLDER"
+            )
+        return generator.recorded.fork(START).normal(*z0.shape[1:])
 
 
 def equal_conditions(cond: Condition) -> Int[Tensor, "b"]:

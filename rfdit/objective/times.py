@@ -1,6 +1,6 @@
 """Densities of the times at which the velocity is regressed (arXiv 2403.03206, sec. 3.1).
 
-All are densities on (0, 1) in this project's convention: t = 1 is noise.
+Those that have a density have it on (0, 1), in this project's convention: t = 1 is noise.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 
 from rfdit.batch import Time
 from rfdit.device import constant
-from rfdit.limits import Finite, Limit, Positive
+from rfdit.limits import Count, Finite, Limit, Positive
 from rfdit.randomness import SampleGenerator
 
 
 @runtime_checkable
 class TimeSampler(Protocol):
-    """A density on (0, 1)."""
+    """A distribution of times above 0, up to 1."""
 
     def __call__(self, generator: SampleGenerator) -> Time:
         """One time for each sample of the generator, (b,), float32."""
@@ -68,6 +68,20 @@ class CosMapTime:
 
     def __call__(self, generator: SampleGenerator) -> Time:
         return 1 - 1 / (torch.tan(math.pi / 2 * generator.uniform()) + 1)
+
+
+class StepTime:
+    """t = k / steps, k from 1 to steps with equal probability: the times at which Euler's method takes its steps.
+
+    With one step it is t = 1 alone, so that on the pairs of `coupling=recorded` the objective of rectified flow is
+    that of a distillation to one step, E||(z1 - z0) - v_theta(z1, c, 1)||^2 (arXiv 2209.03003, sec. 2.2; 2309.06380).
+    """
+
+    def __init__(self, *, steps: Count = 1) -> None:
+        self.steps = steps
+
+    def __call__(self, generator: SampleGenerator) -> Time:
+        return ((self.steps * generator.uniform()).floor() + 1) / self.steps
 
 
 @runtime_checkable

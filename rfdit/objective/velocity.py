@@ -51,7 +51,7 @@ class VelocityMatching:
         self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
     ) -> "Evaluated":
         """The network at one point of each sample's path, for objectives with more terms than this one."""
-        z1 = self.coupling(z0, generator.fork("noise").normal(*z0.shape[1:]), cond)
+        z1 = self.coupling(z0, cond, generator=generator)
         t = flow.shift_time(self.time(generator.fork("time")), self.shift)
         v = backbone(flow.interpolate(z0, z1, t), t, cond)
         target = backbone.target(z0, z1, t) if isinstance(backbone, SetsTarget) else flow.velocity(z0, z1)

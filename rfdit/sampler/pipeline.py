@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from rfdit.autoencoder.contract import Autoencoder
@@ -15,7 +15,7 @@ from rfdit.conditioning import Conditioner, HasMicro, truncation
 from rfdit.images import to_float, to_uint8
 from rfdit.network import Network
 from rfdit.processes.rank import is_rank_zero
-from rfdit.randomness import SampleGenerator
+from rfdit.randomness import START, SampleGenerator
 from rfdit.sampler.conditions import Conditions
 from rfdit.sampler.guidance import Guidance
 from rfdit.sampler.sampler import Sampler
@@ -120,7 +120,7 @@ class Pipeline:
 
     def noise(self, generator: SampleGenerator) -> Latent:
         """The noise that these images start from, (b, c, h, w)."""
-        return generator.fork("image").normal(*self.latent_shape)
+        return generator.fork(START).normal(*self.latent_shape)
 
     @torch.no_grad()
     def sample(
@@ -174,12 +174,17 @@ class Pipeline:
             decoded = self.autoencoder.decode(part)
             finite.append(part.isfinite().flatten(1).all(1) & decoded.isfinite().flatten(1).all(1))
             images.append(to_uint8(decoded).cpu())
-        if not (kept := torch.cat(finite)).all():
-            raise NotFiniteError(
-                f"{int((~kept).sum())} of {len(kept)} images have values that are NaN or infinite, and cannot be "
-                "used; use a lower guidance.scale, more sampler.steps, precision=fp32, or another checkpoint"
-            )
+        _require_finite(torch.cat(finite))
         return torch.cat(images)
+
+    def unnormalised(self, latents: Latent) -> Latent:
+        """Latents as the autoencoder gives them, before normalisation, float32 on the CPU.
+
+        Raises NotFiniteError for NaN and infinity.
+        """
+        raw = self.autoencoder.contract.denormalise(latents.float())
+        _require_finite(raw.isfinite().flatten(1).all(1))
+        return raw.cpu()
 
     def with_sampler(self, sampler: Sampler) -> "Pipeline":
         """A pipeline of the same network with another sampler."""
@@ -189,3 +194,11 @@ class Pipeline:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+
+def _require_finite(finite: Bool[Tensor, "n"]) -> None:
+    if not finite.all():
+        raise NotFiniteError(
+            f"{int((~finite).sum())} of {len(finite)} images have values that are NaN or infinite, and cannot be "
+            "used; use a lower guidance.scale, more sampler.steps, precision=fp32, or another checkpoint"
+        )

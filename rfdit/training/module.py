@@ -140,7 +140,9 @@ class FlowModule(L.LightningModule):
         self.log_dict(logged, batch_size=len(batch), sync_dist=True)
 
     def _loss(self, network: Network, batch: Batch) -> FlowLoss:
-        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="train")
+        noise = batch.noise
+        recorded = None if noise is None else SampleGenerator(seed=noise[:, 0], keys=noise[:, 1])
+        generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="train", recorded=recorded)
         z0, cond = self._inputs(network, batch, generator)
         if drop := network.conditioner.drop:
             null = network.conditioner.null(device=self.device)

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 
 import rfdit.commands.encode
 from rfdit.autoencoder.identity import IdentityAutoencoder
+from rfdit.checkpoint.resume import encoder_settings
 from rfdit.commands.encode import encode, this_part
 from rfdit.config.build import CONFIG_DIR, register
 from rfdit.data.decode import decode_image
@@ -54,7 +55,7 @@ def test_every_sample_arrives_with_what_was_beside_it(write_shard: WriteShard, t
 
 def test_the_folder_says_how_it_was_made(write_numbered: WriteNumbered, tmp_path: Path) -> None:
     autoencoder = IDENTITY | {"source": "here", "slice_size": 3, "dtype": "fp32", "cache_size": 7}
-    assert rfdit.commands.encode.encoder_settings(autoencoder) == IDENTITY
+    assert encoder_settings(autoencoder) == IDENTITY
     encode(settings(write_numbered([1, 1]), tmp_path / "out", data__resolution=[8, 8]))
     manifest = json.loads((tmp_path / "out/latents.json").read_text())
     assert manifest["latents"] == IdentityAutoencoder().contract.as_dict()

@@ -13,6 +13,7 @@ from rfdit.objective import (
     CosMapTime,
     LogitNormalTime,
     ModeTime,
+    StepTime,
     TimeSampler,
     TimestepTime,
     UniformTime,
@@ -48,6 +49,15 @@ def cosmap_pdf(t: np.ndarray) -> np.ndarray:
 def histogram_of(pdf: np.ndarray, bins: int) -> np.ndarray:
     """Each bin's probability, by the midpoint rule on a fine grid."""
     return pdf.reshape(bins, -1).mean(1) / bins
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 25])
+def test_steps(steps: int) -> None:
+    """The times before each of Euler's steps, each as often as the others."""
+    times, counts = np.unique(draw(StepTime(steps=steps)), return_counts=True)
+    assert times == pytest.approx([k / steps for k in range(1, steps + 1)], rel=1e-7)
+    assert times[-1] == 1
+    assert counts / 20000 == pytest.approx([1 / steps] * steps, abs=0.015)
 
 
 def test_uniform() -> None:

@@ -20,6 +20,7 @@ from rfdit.data.latents.manifest import (
     CROP,
     LatentManifest,
     beside,
+    check_recorded_alike,
     is_of,
     manifest_path,
     mismatches,
@@ -35,13 +36,14 @@ LOOKUPS = 32  # in parallel, since servers answer slowly
 CHECKSUMS = "crc32"  # in the file's metadata: its own, then EXTENSION=CHECKSUM of the sample's other files
 UNKNOWN = "--------"  # in place of its own checksum until that is computed
 ORIGINAL, SIZE = "original_size", "image_size"  # tensors of a sample's file: (height, width)
+NOISE = "noise"  # likewise: (seed, key)
 CACHE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def check_dtype(dtype: str) -> None:
+def check_dtype(dtype: str, *, setting: str = "dtype") -> None:
     """Raises ValueError for an unknown dtype."""
     if dtype != "auto" and dtype not in CACHE_DTYPES:
-        raise ValueError(f"dtype={dtype} is unknown; use auto, {', '.join(CACHE_DTYPES)}")
+        raise ValueError(f"{setting}={dtype} is unknown; use auto, {', '.join(CACHE_DTYPES)}")
 
 
 def to_stored(values: Float[Tensor, "..."], dtype: str) -> Float[Tensor, "..."]:
@@ -68,6 +70,7 @@ def pack(
     files: Mapping[str, bytes] = MappingProxyType({}),
     original: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
+    noise: tuple[int, int] | None = None,
 ) -> bytes:
     """The safetensors file of one sample, with checksums of itself and of the sample's other files.
 
@@ -75,11 +78,12 @@ def pack(
         reads it, and it is most of a short caption's features.
     files: the other files, by extension.
     original, size: (height, width) of the image in its file, and as it was encoded; left out if not known.
+    noise: seed and key of the noise that the latents were made from, of recorded pairs.
     """
     tensors = {"moments": to_stored(moments, dtype)}
-    for name, sides in ((ORIGINAL, original), (SIZE, size)):
-        if sides is not None:
-            tensors[name] = torch.tensor(sides)
+    for name, pair in ((ORIGINAL, original), (SIZE, size), (NOISE, noise)):
+        if pair is not None:
+            tensors[name] = torch.tensor(pair)
     if condition is not None:
         tensors["pooled"] = to_stored(condition.pooled[0], dtype)
         if condition.tokens is not None and condition.mask is not None:
@@ -150,6 +154,14 @@ def _original(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     return height, width
 
 
+def _noise(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Seed and key of the noise that the latents were made from; None for those of an image."""
+    if NOISE not in tensors:
+        return None
+    seed, key = tensors[NOISE].tolist()
+    return seed, key
+
+
 def encoded_size(data: bytes) -> tuple[int, int]:
     """(height, width) of the image whose latents are in a file of `pack`.
 
@@ -164,7 +176,7 @@ def encoded_size(data: bytes) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentDecoder:
-    """Decodes samples that `rfdit encode` has written. A `CacheDecoder`.
+    """Decodes samples that `rfdit encode` or `rfdit sample output=latents` has written. A `CacheDecoder`.
 
     autoencoder, text_encoder: the run's settings of both, which must be those of the cache.
     text: use the cache's text features, if it has them; else captions are encoded in training.
@@ -200,6 +212,7 @@ class LatentDecoder:
             tensors = unpack(cast(bytes, data), raw)
             moments = tensors["moments"]
             self._check_shape(moments, size)
+            noise = _noise(tensors)
             condition = None
             if self.text and self.text_encoder is not None and "pooled" in tensors:
                 condition = unpack_condition(tensors, length=self.text_encoder["length"])
@@ -217,6 +230,7 @@ class LatentDecoder:
             caption=find_caption(raw, "txt") if "txt" in raw else None,
             label=find_label(raw, "cls") if "cls" in raw else None,
             condition=condition,
+            noise=noise,
         )
 
     def _check_shape(self, moments: Tensor, size: tuple[int, int]) -> None:
@@ -236,12 +250,13 @@ class LatentDecoder:
 
         size: (height, width) of the images. buckets: all of these sizes, if there are several.
 
-        Raises ValueError, naming every setting that differs, if a manifest is missing, or if shards of
-        a folder have yet to be encoded.
+        Raises ValueError, naming every setting that differs, if a manifest is missing, if shards of a folder
+        have yet to be encoded, or if the pairs of several folders were recorded in different ways.
         """
         places = [self.manifest] if self.manifest else sorted({manifest_path(shard) for shard in shards})
-        for place in places:
-            cached = read_manifest(place)
+        manifests = {place: read_manifest(place) for place in places}
+        for place, cached in manifests.items():
+            check_recorded_alike(place, cached, places[0], manifests[places[0]])
             self._check_settings(cached, place, size, buckets)
             if not self.manifest and not self.partial:
                 _require_finished(cached, place, shards)

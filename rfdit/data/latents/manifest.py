@@ -14,7 +14,7 @@ from rfdit.protocols import HasEncoders, Pretrained
 from rfdit.storage.checked import checked_json, parse_checked_json, write_checked_json
 
 MANIFEST = "latents.json"  # beside the shards
-FORMAT = 4
+FORMAT = 5
 CROP = "shorter side resized, centre cropped"  # what `decode_image` does
 
 
@@ -33,6 +33,7 @@ class LatentManifest:
     decoder, filters: settings with which the images were read.
     shards: {name of a latent shard: the shard it is made from}, finished or not.
     command: the shell command that finishes them.
+    recorded: of pairs of noise and latents, the model and the sampler that made them; None for encoded images.
     """
 
     latents: dict[str, Any]
@@ -47,6 +48,7 @@ class LatentManifest:
     shards: dict[str, str]
     command: str
     buckets: list[list[int]] | None = None
+    recorded: dict[str, Any] | None = None
     crop: str = CROP
     format: int = FORMAT
 
@@ -92,7 +94,8 @@ class LatentManifest:
         """Raises TypeError for fields of other types than their own, since a manifest may come from anyone."""
         texts = [self.dtype, self.command, self.crop, *self.shards.values(), *self.arithmetic.values()]
         texts += [text for about in self.weights.values() for text in (about["sha256"], about["place"])]
-        settings = [self.latents, self.autoencoder, self.decoder, self.filters, self.text_encoder or {}]
+        settings = [self.latents, self.autoencoder, self.decoder, self.filters]
+        settings += [self.text_encoder or {}, self.recorded or {}]
         sizes = [self.resolution, *(self.buckets or [])]
         sides = all(type(size) is list and [type(side) for side in size] == [int, int] for size in sizes)
         if not (sides and all(type(x) is str for x in texts) and all(type(x) is dict for x in settings)):
@@ -193,9 +196,18 @@ def read_manifest(place: str) -> LatentManifest:
         reason = "does not exist" if missing else f"cannot be read ({type(error).__name__}: {error})"
         raise ValueError(
             f"data.shards: {place} {reason}; cached latents are shards and a {MANIFEST} beside them, as "
-            "rfdit encode writes them"
+            "rfdit encode and rfdit sample output=latents write them"
         ) from None
     return LatentManifest.from_json(data, place=place)
+
+
+def check_recorded_alike(place: str, one: LatentManifest, other_place: str, other: LatentManifest) -> None:
+    """Raises ValueError for two folders whose pairs are not of the same map from noise to latents."""
+    if different := [d.text() for d in differences(one.recorded, other.recorded, "recorded")]:
+        raise ValueError(
+            f"data.shards: the latents of {place} and {other_place} were not made in the same way: "
+            f"{', '.join(different)}; train on one of them, or record both with the same model and sampler"
+        )
 
 
 def mismatches(cached: Any, here: Any, path: str) -> Iterator[str]:

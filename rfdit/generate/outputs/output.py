@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from rfdit.differences import differences
-from rfdit.generate.request import ContactSheet, ImageSpec
+from rfdit.generate.request import ContactSheet, ImageSpec, SampleRequest
 from rfdit.generate.uses.use import Use
+from rfdit.sampler import Solver, StochasticSolver
 from rfdit.storage.atomic import remove_abandoned
 from rfdit.storage.checked import DamagedFileError, read_checked_json, write_checked_json
 from rfdit.storage.folders import make_folder
@@ -24,11 +25,11 @@ RECORD = "request.json"
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """An image with its specification; index: its place on the sheet."""
+    """An image, or its latent for an output of latents, with its specification; index: its place on the sheet."""
 
     index: int
     spec: ImageSpec
-    image: UInt8[Tensor, "3 H W"]
+    image: UInt8[Tensor, "3 H W"] | Float[Tensor, "c h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Job:
     """The images of a folder, with all that outputs need.
 
     settings: all that the images depend on, as plain data, for their record.
+    command: the shell command that continues it.
     setting: the setting that chose the folder, for messages.
     """
 
@@ -45,6 +47,7 @@ class Job:
     settings: dict[str, Any]
     batch_size: int
     setting: str = "out"
+    command: str = ""
 
 
 @runtime_checkable
@@ -69,6 +72,15 @@ class Output(Protocol):
 
     def close(self, job: Job) -> str:
         """Completes the folder after the last piece; returns a sentence that says where the images are."""
+        ...
+
+
+@runtime_checkable
+class TakesLatents(Protocol):
+    """An `Output` of latents that are not decoded; settings of its jobs have them under `latents`."""
+
+    def check_pairs(self, use: Use, request: SampleRequest, solver: Solver | StochasticSolver) -> None:
+        """Raises ValueError for images that are not what the noise of each becomes by one and the same map."""
         ...
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from rfdit.batch import Latent
 from rfdit.generate.request import ContactSheet, SampleRequest, Specs
 from rfdit.image_grid import captioned_grid, labelled_grid, write_image
 from rfdit.images import UInt8Images
@@ -28,6 +29,15 @@ class Use(Protocol):
         ...
 
 
+@runtime_checkable
+class GivesLatents(Protocol):
+    """A `Use` whose images are those of latents that noise alone becomes."""
+
+    def latents(self, pipeline: Pipeline, specs: Specs, conditions: Conditions) -> Latent:
+        """The latents of a batch of one kind before they are decoded, not normalised, on the CPU."""
+        ...
+
+
 class FromNoise:
     """`use=from_noise`: each image from its noise, all of them together in grid.png."""
 
@@ -36,6 +46,11 @@ class FromNoise:
 
     def __call__(self, pipeline: Pipeline, specs: Specs, conditions: Conditions) -> UInt8Images:
         return pipeline.decode(pipeline.sample(generator_of(pipeline, specs), inputs_of(specs), conditions))
+
+    def latents(self, pipeline: Pipeline, specs: Specs, conditions: Conditions) -> Latent:
+        """As of `GivesLatents`."""
+        sampled = pipeline.sample(generator_of(pipeline, specs), inputs_of(specs), conditions)
+        return pipeline.unnormalised(sampled)
 
     def show(self, folder: Path, images: UInt8Images, sheet: ContactSheet) -> Path:
         return write_grid(folder, images, sheet)

@@ -222,6 +222,31 @@ def test_other_weights_under_the_same_settings_are_refused(tmp_path: Path) -> No
     decoder(weights=text, text=False).check([shard], SIZE)
 
 
+def test_a_pair_has_its_noise() -> None:
+    latents = pack(torch.ones(4, 8, 12), None, dtype="fp32", noise=(2**63 - 1, 5))
+    pair = decoder()({"__key__": "7", "safetensors": latents}, SIZE)
+    assert collate([pair], torch.arange(1)).noise.tolist() == [[2**63 - 1, 5]]
+    assert collate([decoder()(raw(), SIZE)], torch.arange(1)).noise is None
+
+
+def test_pairs_of_other_maps_are_not_mixed(tmp_path: Path) -> None:
+    recorded = {"sampler": {"steps": 25}, "weights": "ema"}
+    shards = [
+        write_manifest(tmp_path / name, recorded=about)
+        for name, about in (("a", recorded), ("b", recorded), ("c", recorded | {"sampler": {"steps": 50}}))
+    ]
+    for shard in shards:
+        Path(shard).touch()
+    decoder().check(shards[:2], SIZE)
+    with pytest.raises(ValueError, match="were not made in the same way") as caught:
+        decoder().check(shards, SIZE)
+    assert str(caught.value) == (
+        f"data.shards: the latents of {tmp_path}/c/latents.json and {tmp_path}/a/latents.json were not made in "
+        "the same way: recorded.sampler.steps=50 (there 25); train on one of them, or record both with the same model "
+        "and sampler"
+    )
+
+
 def test_a_cache_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     shards = {f"{i:03d}": f"/images/{i:03d}.tar" for i in range(4)}
     given = [write_manifest(tmp_path, shards=shards), str(tmp_path / "002.tar")]
