@@ -46,7 +46,10 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
 
 
 OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline"}  # presets on the default data
-OF_PAIRS = {"reflow", "one_step"}  # presets on what another run has recorded; tests/commands/test_reflow.py runs them
+OF_PAIRS = {
+    "reflow",
+    "one_step",
+}  # presets on what another run has recorded; tests/commands/test_reflow.py runs them
 
 
 def preset(option: str, shards: Path) -> list[str]:
