@@ -70,11 +70,13 @@ class Condition:
 
     pooled: one vector per sample: a class embedding, or the pooled caption.
     tokens, mask: one vector per caption token, and True where a token is not padding. None for labels.
+    duration: t - r, for networks that give the mean velocity over the time from r to t. None is 0, the velocity at t.
     """
 
     pooled: Float[Tensor, "b p"]
     tokens: Float[Tensor, "b l d"] | None = None
     mask: Bool[Tensor, "b l"] | None = None
+    duration: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -85,6 +87,7 @@ class Condition:
             pooled=change(self.pooled),
             tokens=None if self.tokens is None else change(self.tokens),
             mask=None if self.mask is None else change(self.mask),
+            duration=None if self.duration is None else change(self.duration),
         )
 
     def __getitem__(self, rows: slice) -> "Condition":
@@ -97,12 +100,13 @@ class Condition:
             pooled=self.pooled.expand(n, -1),
             tokens=None if self.tokens is None else self.tokens.expand(n, -1, -1),
             mask=None if self.mask is None else self.mask.expand(n, -1),
+            duration=None if self.duration is None else self.duration.expand(n),
         )
 
     def where(self, keep: Bool[Tensor, "b"], other: "Condition") -> "Condition":
         """This condition where `keep`, `other` elsewhere, sample by sample.
 
-        Without tokens in both conditions, the result has none.
+        Without tokens in both conditions, the result has none; so it is with durations.
         """
         rows = keep[:, None]
 
@@ -113,7 +117,12 @@ class Condition:
 
         pooled = choose(self.pooled, other.pooled)
         assert pooled is not None
-        return Condition(pooled, choose(self.tokens, other.tokens), choose(self.mask, other.mask))
+        return Condition(
+            pooled,
+            choose(self.tokens, other.tokens),
+            choose(self.mask, other.mask),
+            choose(self.duration, other.duration),
+        )
 
     @staticmethod
     def join(parts: Sequence["Condition"]) -> "Condition":
@@ -125,7 +134,12 @@ class Condition:
 
         pooled = joined([part.pooled for part in parts])
         assert pooled is not None
-        return Condition(pooled, joined([p.tokens for p in parts]), joined([p.mask for p in parts]))
+        return Condition(
+            pooled,
+            joined([part.tokens for part in parts]),
+            joined([part.mask for part in parts]),
+            joined([part.duration for part in parts]),
+        )
 
 
 # FSDP looks for tensors in the outputs of a module. That of PyTorch 2.11 does not look into unregistered

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -289,5 +289,10 @@ def drop_condition(
     So one network learns both fields of classifier-free guidance (arXiv 2207.12598, algorithm 1).
     null: one row.
     """
-    keep = generator.uniform() >= probability
+    keep = keeps_condition(probability=probability, generator=generator)
     return cond.where(keep, null.expand(len(cond)))
+
+
+def keeps_condition(*, probability: float, generator: SampleGenerator) -> Bool[Tensor, "b"]:
+    """False for the samples whose condition `drop_condition` replaces."""
+    return generator.uniform() >= probability

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
@@ -59,6 +59,21 @@ class RoutesTokens(Protocol):
     """A backbone whose blocks need not see all tokens. route: of its next forward passes; None is all through all."""
 
     route: Route | None
+
+
+@runtime_checkable
+class TakesDurations(Protocol):
+    """A backbone that may also give the mean velocity over the time from r to t, u(z_t, r, t).
+
+    durations: it does, for `Condition.duration` = t - r.
+    """
+
+    durations: bool
+
+
+def takes_durations(network: object) -> bool:
+    """True for a network that also gives mean velocities."""
+    return isinstance(network, TakesDurations) and network.durations
 
 
 @runtime_checkable
@@ -166,6 +181,29 @@ class Objective(Protocol):
         z0: (b, c, h, w) clean latents. cond: their conditions, some of them already dropped.
         generator: all randomness, keyed by sample; fork it once for each purpose.
         """
+        ...
+
+
+@runtime_checkable
+class GuidesTarget(Protocol):
+    """An objective whose target may be guided, which takes the network's velocity under the null condition.
+
+    guided: it is.
+    """
+
+    guided: bool
+
+    def __call__(
+        self,
+        backbone: Backbone,
+        z0: Latent,
+        cond: Condition,
+        *,
+        generator: SampleGenerator,
+        null: Condition | None = None,
+        kept: Bool[Tensor, "b"] | None = None,
+    ) -> FlowLoss:
+        """As of `Objective`. null: null conditions, b rows. kept: False for samples whose condition was dropped."""
         ...
 
 

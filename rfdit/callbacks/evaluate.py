@@ -61,7 +61,9 @@ class Evaluate(L.Callback):
         self._too_long = False
 
     def check(self, trainer: L.Trainer, module: FlowModule, first_step: int) -> None:
-        """Raises ValueError for an evaluation that does not fit the model."""
+        """Raises ValueError for an evaluation or a sampler that does not fit the model."""
+        if self.evaluation is not None:
+            self.sampler.check(module.network.backbone)
         self._prepare(module)
 
     def _prepare(self, module: FlowModule) -> None:

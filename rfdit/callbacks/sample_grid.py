@@ -46,6 +46,10 @@ class SampleGrid(L.Callback):
         self.count, self.seed = count, seed
         self.captions: list[str] | None = None
 
+    def check(self, trainer: L.Trainer, module: FlowModule, first_step: int) -> None:
+        """Raises ValueError for a sampler that does not fit the model."""
+        self.sampler.check(module.network.backbone)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:

@@ -38,6 +38,7 @@ class DiT(nn.Module):
     time_scale: multiplies t in the time embedding; published checkpoints may have been trained with 1.
     out_channels: channels of the output, if not the latent's: twice as many for `prediction=noise` with a
         learned variance.
+    durations: give mean velocities over times from t - `cond.duration` to t, too; see `TimeEmbedding`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent or the heads the width.
@@ -68,9 +69,10 @@ class DiT(nn.Module):
         base_width: Count | None = None,
         time_scale: Positive = 1000.0,
         out_channels: Count | None = None,
+        durations: bool = False,
     ) -> None:
         super().__init__()
-        self.width, self.patch_size = width, patch_size
+        self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
@@ -83,7 +85,7 @@ class DiT(nn.Module):
             theta=rope_theta,
             order=rope_order,
         )
-        self.time = TimeEmbedding(width=width, scale=time_scale)
+        self.time = TimeEmbedding(width=width, scale=time_scale, durations=durations)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
         layout = Layout.of(adaln, shifts=shifts)
         self.modulation = make_modulation(adaln, width=width, counts=[layout.per_block] * depth + [2])
@@ -105,12 +107,12 @@ class DiT(nn.Module):
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
         self.inputs = tuple(
-            m for m in (*self.patches.linears, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
+            m for m in (*self.patches.linears, *self.time.inputs, self.pooled) if isinstance(m, nn.Linear)
         )
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear],
-            normal=[self.time.hidden, self.time.out],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -122,7 +124,7 @@ class DiT(nn.Module):
         if self.positions is not None:
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
-        y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
+        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation)
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations), start=1):

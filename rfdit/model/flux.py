@@ -51,7 +51,7 @@ class Flux(nn.Module):
         width as their sum; None divides it as FLUX does.
     guidance: the scale at which a network that was distilled from guidance is evaluated, through an
         embedding that is added to that of time; None for a network without it.
-    recompute, patch_bottleneck, base_width: as in `MMDiT`.
+    recompute, patch_bottleneck, base_width, durations: as in `MMDiT`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, the axes do not sum up,
     or the condition has no tokens.
@@ -81,6 +81,7 @@ class Flux(nn.Module):
         recompute: Recompute = "none",
         patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
+        durations: bool = False,
     ) -> None:
         super().__init__()
         if pooled_width is None:
@@ -93,14 +94,15 @@ class Flux(nn.Module):
                 f"model.axes={list(turned)} must be three or four even numbers with the sum "
                 f"{head}, which is model.width / model.num_heads"
             )
-        self.width, self.patch_size, self.guidance = width, patch_size, guidance
-        self.depth, single_depth = depth, single_depth or 2 * depth
+        self.width, self.patch_size, self.durations = width, patch_size, durations
+        self.guidance, self.depth = guidance, depth
+        single_depth = single_depth or 2 * depth
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
         self.rotary = RotaryPositions(axes=turned, theta=rope_theta, order="interleaved")
         self.captions = nn.Linear(token_width, width)
-        self.time = TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, durations=durations)
         self.pooled = PooledMLP(pooled_width=pooled_width, width=width)
         self.guided = None if guidance is None else TimeEmbedding(width=width)
         counts = [6] * (2 * depth) + [3] * single_depth + [2]
@@ -121,12 +123,12 @@ class Flux(nn.Module):
             *self.patches.linears,
             self.captions,
             self.pooled.hidden,
-            *(vector.hidden for vector in vectors),
+            *(layer for vector in vectors for layer in vector.inputs),
         )
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear],
-            normal=[layer for vector in vectors for layer in (vector.hidden, vector.out)],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=[layer for vector in vectors for layer in vector.linears],
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -137,7 +139,7 @@ class Flux(nn.Module):
             raise ValueError(NEEDS_CAPTIONS)
         grid = token_grid(z_t.shape[-2:], self.patch_size)
         x, c = self.patches(z_t), self.captions(cond.tokens)  # (b, n, d), (b, l, d)
-        y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
+        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
         if self.guided is not None:
             y = y + self.guided(torch.full_like(t, float(self.guidance or 0.0)))
         n, length = x.shape[1], c.shape[1]

@@ -45,7 +45,7 @@ class MMDiT(nn.Module):
     pooled_mlp: SD3's two layers for the pooled caption in place of the paper's one.
     recompute: activation checkpointing, less memory for more time; see `recomputable`.
     patch_bottleneck: numbers to which a patch is reduced on its way to a token; see `PatchEmbedding`.
-    out_channels: channels of the output, if not the latent's, as in `DiT`.
+    out_channels, durations: as in `DiT`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
@@ -81,11 +81,12 @@ class MMDiT(nn.Module):
         patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
         out_channels: Count | None = None,
+        durations: bool = False,
     ) -> None:
         super().__init__()
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
-        self.width, self.patch_size = width, patch_size
+        self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
@@ -101,7 +102,7 @@ class MMDiT(nn.Module):
                 positions, grid=grid, width=width, num_heads=num_heads, theta=rope_theta, order=rope_order
             )
         self.captions = nn.Linear(token_width, width)
-        self.time = TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, durations=durations)
         self.pooled: nn.Linear | PooledMLP = (
             PooledMLP(pooled_width=pooled_width, width=width)
             if pooled_mlp
@@ -131,11 +132,11 @@ class MMDiT(nn.Module):
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
-        self.inputs = (*self.patches.linears, self.captions, self.time.hidden, pooled_input)
+        self.inputs = (*self.patches.linears, self.captions, *self.time.inputs, pooled_input)
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear],
-            normal=[self.time.hidden, self.time.out],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -150,7 +151,7 @@ class MMDiT(nn.Module):
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         c = self.captions(cond.tokens)  # (b, l, d)
-        y = self.time(t) + self.pooled(cond.pooled)  # (b, d)
+        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation, mask)

@@ -111,9 +111,11 @@ class TokenDiT(nn.Module):
         recompute: Recompute = "none",
         patch_bottleneck: Count | None = None,
         base_width: Count | None = None,
+        durations: bool = False,
     ) -> None:
         super().__init__()
-        self.width, self.patch_size, self.conditioning = width, patch_size, conditioning
+        self.width, self.patch_size, self.durations = width, patch_size, durations
+        self.conditioning = conditioning
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -125,7 +127,7 @@ class TokenDiT(nn.Module):
             theta=rope_theta,
             order=rope_order,
         )
-        self.time = TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, durations=durations)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
         self.blocks = nn.ModuleList(
             TokenDiTBlock(
@@ -144,12 +146,12 @@ class TokenDiT(nn.Module):
         self.final_norm = weighted_norm(norm, width)
         self.final = nn.Linear(width, patch_size**2 * in_channels)
         self.inputs = tuple(
-            m for m in (*self.patches.linears, self.time.hidden, self.pooled) if isinstance(m, nn.Linear)
+            m for m in (*self.patches.linears, *self.time.inputs, self.pooled) if isinstance(m, nn.Linear)
         )
         initialize(
             self,
-            zero=[self.final],
-            normal=[self.time.hidden, self.time.out],
+            zero=[self.final, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -161,7 +163,7 @@ class TokenDiT(nn.Module):
         if self.positions is not None:
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
-        tokens = torch.stack([self.time(t), self.pooled(cond.pooled)], dim=1)  # (b, 2, d)
+        tokens = torch.stack([self.time(t, cond.duration), self.pooled(cond.pooled)], dim=1)  # (b, 2, d)
         n = x.shape[1]
         context: Context | None = tokens
         if self.conditioning == "in_context":

@@ -4,6 +4,7 @@ from rfdit.objective.contrastive import ContrastiveFlowMatching
 from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling, RecordedCoupling
 from rfdit.objective.ddpm import NoiseAndVarianceMatching
 from rfdit.objective.learned_weighting import UncertaintyWeighting
+from rfdit.objective.meanflow import MeanFlow
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
 from rfdit.objective.times import (
     CosMapTime,
@@ -37,6 +38,7 @@ __all__ = [
     "IndependentCoupling",
     "LogitNormalTime",
     "MLPProjector",
+    "MeanFlow",
     "MinSNRWeighting",
     "ModeTime",
     "NoiseAndVarianceMatching",

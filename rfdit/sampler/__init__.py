@@ -3,6 +3,7 @@
 from rfdit.sampler.corrections import AdaptiveProjected, CFGRescale, CFGZeroStar
 from rfdit.sampler.ddpm import DDPM
 from rfdit.sampler.dopri5 import Dopri5
+from rfdit.sampler.flow_map import FlowMap
 from rfdit.sampler.guidance import (
     Autoguidance,
     ClassifierFree,
@@ -61,6 +62,7 @@ __all__ = [
     "Dopri5",
     "Euler",
     "EulerMaruyama",
+    "FlowMap",
     "Guidance",
     "GuidanceInterval",
     "HasGuide",

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -58,6 +59,13 @@ class HasInside(Protocol):
     inside: Guidance
 
 
+@runtime_checkable
+class Surrounds(Protocol):
+    """A guidance that changes the field of another one. guidance: the other."""
+
+    guidance: Guidance
+
+
 def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityField:
     """The field of one network under one condition, float32."""
     cond = without_padding(cond)
@@ -89,7 +97,16 @@ def without_padding(cond: Condition) -> Condition:
         return cond
     present = cond.mask.any(dim=0)
     mask = cond.mask[:, present]
-    return Condition(cond.pooled, cond.tokens[:, present], None if bool(mask.all()) else mask)
+    return replace(cond, tokens=cond.tokens[:, present], mask=None if bool(mask.all()) else mask)
+
+
+def follows_condition_alone(guidance: Guidance) -> bool:
+    """True if the field is the conditional one, c; of a guidance around others, if it is so of each of them."""
+    if isinstance(guidance, HasInside):
+        return follows_condition_alone(guidance.inside)
+    if isinstance(guidance, Surrounds):
+        return follows_condition_alone(guidance.guidance)
+    return guidance.scale == 1 if isinstance(guidance, HasScale) else isinstance(guidance, Unscaled)
 
 
 def innermost(guidance: Guidance) -> Guidance:

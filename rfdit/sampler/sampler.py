@@ -11,10 +11,10 @@ from torch import Tensor
 from rfdit.batch import Condition, Latent
 from rfdit.flow import shift_time
 from rfdit.limits import Count, Positive
-from rfdit.protocols import VelocityNetwork
+from rfdit.protocols import VelocityNetwork, takes_durations
 from rfdit.randomness import SampleGenerator
-from rfdit.sampler.guidance import Guidance
-from rfdit.sampler.solvers import ReadsNetwork, Solver, StochasticSolver
+from rfdit.sampler.guidance import Guidance, follows_condition_alone
+from rfdit.sampler.solvers import AsksForMeans, ReadsNetwork, Solver, StochasticSolver
 from rfdit.sampler.time_grids import TimeGrid, UniformGrid
 
 UNIFORM = UniformGrid()
@@ -26,7 +26,7 @@ class Sampler:
     steps: the number N of steps, on the N + 1 times of the grid.
     shift: moves these times towards noise, as in training; see `shift_time`.
     evaluations: velocities computed in the last call; a guided one counts once.
-    Raises ValueError for steps below 1 and a shift that is not positive.
+    Raises ValueError for steps below 1, a shift that is not positive, and guidance of a solver that has none.
     """
 
     def __init__(
@@ -45,6 +45,29 @@ class Sampler:
         self.solver, self.guidance = solver, guidance
         self.steps, self.shift, self.grid = steps, shift, grid
         self.evaluations = 0
+        self._check_guidance()
+
+    def check(self, network: VelocityNetwork) -> None:
+        """Raises ValueError for a network that it does not sample from, or not with its guidance."""
+        self._check_guidance()
+        if isinstance(self.solver, ReadsNetwork):
+            self.solver.reading(network)
+        if takes_durations(network) and not self._asks_for_means:
+            raise ValueError(
+                f"sampler.solver={type(self.solver).__name__} asks for velocities at single times, and this model is "
+                "one of mean velocities over steps (model.durations=true); use a sampler with the solver FlowMap"
+            )
+
+    def _check_guidance(self) -> None:
+        if self._asks_for_means and not follows_condition_alone(self.guidance):
+            raise ValueError(
+                f"guidance={type(self.guidance).__name__} is for velocities at single times, and mean velocities over "
+                "steps are guided in training; use guidance=none"
+            )
+
+    @property
+    def _asks_for_means(self) -> bool:
+        return isinstance(self.solver, AsksForMeans) and self.solver.mean_velocities
 
     def times(self, device: torch.device, latent_size: tuple[int, int] | None = None) -> Float32[Tensor, "n"]:
         """The N + 1 times, from exactly 1 down to exactly 0.
@@ -72,10 +95,12 @@ class Sampler:
         start: below 1, `noise` is partly data; all N steps are taken from there.
         generator: randomness of the samples, for stochastic solvers; others draw nothing.
         on_step: called with (steps done, latents so far) after each step.
-        Raises ValueError for a start outside (0, 1], and for a stochastic solver without a generator.
+        Raises ValueError for a start outside (0, 1], for a stochastic solver without a generator, and as `check`
+        does.
         """
         if not 0 < start <= 1:
             raise ValueError(f"start={start} must be above 0 and at most 1")
+        self.check(backbone)
         solver, network = self.solver, backbone
         if isinstance(solver, ReadsNetwork):
             solver, network = solver.reading(backbone)

@@ -55,6 +55,16 @@ class ReadsNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class AsksForMeans(Protocol):
+    """A solver whose steps take the mean velocity over them, which is guided in training, if at all.
+
+    mean_velocities: it does.
+    """
+
+    mean_velocities: bool
+
+
 class Euler:
     """Order 1, one evaluation per step; on the straight path, the deterministic step of DDIM."""
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Batch, Condition, Latent
-from rfdit.conditioning import drop_condition
+from rfdit.conditioning import drop_condition, keeps_condition
 from rfdit.images import to_float
 from rfdit.model.acceleration import compile_blocks, use_fp8
 from rfdit.model.layers.adaln_operators import warn_without_kernels
@@ -22,7 +22,7 @@ from rfdit.model.routing import check_routing, draw_route, routed
 from rfdit.model.states import BlockStates
 from rfdit.network import Network
 from rfdit.objective.validation import TIMES, losses_at_times
-from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, Objective, Routing
+from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, GuidesTarget, Objective, Routing
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.checkpoint_io import check_restored
@@ -57,6 +57,11 @@ class FlowModule(L.LightningModule):
         routing: Routing | None = None,
     ) -> None:
         super().__init__()
+        if _guides_target(objective) and not network.conditioner.drop:
+            raise ValueError(
+                "objective guides its target away from the null condition, which conditioner.drop=0 does not train; "
+                "give conditioner.drop=0.1, or objective.omega=1 and objective.kappa=0"
+            )
         if routing is not None:
             check_routing(routing, network.backbone, network.auxiliary)
         self.routing = routing
@@ -144,15 +149,19 @@ class FlowModule(L.LightningModule):
         recorded = None if noise is None else SampleGenerator(seed=noise[:, 0], keys=noise[:, 1])
         generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="train", recorded=recorded)
         z0, cond = self._inputs(network, batch, generator)
+        guided: dict[str, Any] = {}
         if drop := network.conditioner.drop:
             null = network.conditioner.null(device=self.device)
             cond = drop_condition(cond, null, probability=drop, generator=generator.fork("drop"))
+            if _guides_target(self.objective):
+                kept = keeps_condition(probability=drop, generator=generator.fork("drop"))
+                guided = {"null": null.expand(len(cond)), "kept": kept}
         if isinstance(encoder := network.conditioner.encoder, DropsParts):
             null = network.conditioner.null(device=self.device)
             cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
         route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
         with routed(network.backbone, route):
-            loss = self.objective(network.backbone, z0, cond, generator=generator)
+            loss = self.objective(network.backbone, z0, cond, generator=generator, **guided)
         if network.auxiliary is None:
             return loss
         return self._with_auxiliary(network.auxiliary, loss, batch, grid=z0.shape[-2:])
@@ -269,6 +278,10 @@ class FlowModule(L.LightningModule):
             if len(self._rng["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
             self._rng = None
+
+
+def _guides_target(objective: Objective) -> bool:
+    return isinstance(objective, GuidesTarget) and objective.guided
 
 
 def _require_reduced(network: nn.Module) -> None:

@@ -47,6 +47,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "adaln": ("zero",),
     "shifts": (True,),
     "patch_bottleneck": (None,),
+    "durations": (False,),
 }
 
 

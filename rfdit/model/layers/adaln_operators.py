@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SWITCH = "RFDIT_KERNELS"  # environment variable; 0 does without the kernels
 # Triton builds its launcher with a C compiler.
@@ -23,8 +24,16 @@ TRITON = (
 
 
 def has_kernels(x: Tensor) -> bool:
-    """True if the kernels can serve these tokens: float32, on a GPU for which Triton can build them."""
-    return TRITON and x.is_cuda and x.dtype == torch.float32
+    """True if the kernels can serve these tokens: float32, on a GPU for which Triton can build them.
+
+    They have no forward derivatives, so that they do not serve where these are computed.
+    """
+    return TRITON and x.is_cuda and x.dtype == torch.float32 and not _differentiates_forward()
+
+
+def _differentiates_forward() -> bool:
+    # The compiler never sees it: what it has compiled drops forward derivatives.
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def warn_without_kernels(device: torch.device) -> None:

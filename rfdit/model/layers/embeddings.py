@@ -196,18 +196,49 @@ class PooledMLP(nn.Module):
 class TimeEmbedding(nn.Module):
     """Times in [0, 1] to vectors: the sinusoid of `scale` t, then a two-layer SiLU MLP (DiT, sec. 3.2).
 
+    With durations, a second time: emb(t) + emb'(duration), of which the last layer begins at zero, so that a network
+    starts as it is without them.
+
     Always float32, since neighbouring times differ by less than bf16 resolves.
-    Shapes: (b,) -> (b, width).
+    Shapes: (b,), and (b,) or None for durations of 0 -> (b, width).
+    Raises ValueError for durations in a network without them.
     """
 
-    def __init__(self, *, width: int, frequencies: int = 256, scale: float = 1000.0) -> None:
+    def __init__(
+        self, *, width: int, frequencies: int = 256, scale: float = 1000.0, durations: bool = False
+    ) -> None:
         super().__init__()
         self.frequencies, self.scale = frequencies, scale
         self.hidden = nn.Linear(frequencies, width)
         self.out = nn.Linear(width, width)
+        self.duration = (
+            TimeEmbedding(width=width, frequencies=frequencies, scale=scale) if durations else None
+        )
 
-    def forward(self, t: Time) -> Float[Tensor, "b d"]:
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """Its layers, drawn from N(0, 0.02) but for those that begin at zero."""
+        return [self.hidden, self.out, *([] if self.duration is None else self.duration.linears)]
+
+    @property
+    def inputs(self) -> list[nn.Linear]:
+        """Those whose fan-in does not grow with the width."""
+        return [self.hidden, *([] if self.duration is None else self.duration.inputs)]
+
+    @property
+    def zero(self) -> list[nn.Linear]:
+        """Those that begin at zero."""
+        return [] if self.duration is None else [self.duration.out]
+
+    def forward(self, t: Time, duration: Time | None = None) -> Float[Tensor, "b d"]:
         # Meta tensors, on which costs are counted, have no autocast to switch off.
         with nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False):
             emb = sinusoid(self.scale * t, self.frequencies).to(self.hidden.weight.dtype)
-            return self.out(F.silu(self.hidden(emb)))
+            y = self.out(F.silu(self.hidden(emb)))
+        if self.duration is not None:
+            return y + self.duration(torch.zeros_like(t) if duration is None else duration)
+        if duration is not None:
+            raise ValueError(
+                "model.durations=false knows velocities at single times; give true for durations"
+            )
+        return y

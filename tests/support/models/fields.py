@@ -51,3 +51,25 @@ def nonlinear(z: Tensor, t: Tensor) -> Tensor:
 def exact(z1: Tensor) -> Tensor:
     """z(0) of the field above: 1 / z(t) = 1 / z(1) + t^2 - 1."""
     return 1 / (1 / z1 - 1)
+
+
+def gaussian_mean_velocity(z: Tensor, t: Tensor, r: Tensor, mean: Tensor | float, std: float) -> Tensor:
+    """The mean velocity from r to t for data N(mean, std^2), (z_t - z_r) / (t - r); at r = t it is the velocity."""
+    now, then = ((1 - time) ** 2 * std**2 + time**2 for time in (t, r))
+    # (now - then) / (t - r), of which the division by zero at r = t is taken out
+    slope = (std**2 + 1) * (t + r) - 2 * std**2
+    return -mean + slope / (now.sqrt() + then.sqrt()) * (z - (1 - t) * mean) / now.sqrt()
+
+
+class GaussianMeanBackbone:
+    """The mean velocity for data N(m, std^2), where m is the condition."""
+
+    durations = True
+
+    def __init__(self, std: float = STD) -> None:
+        self.std = std
+
+    def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        duration = torch.zeros_like(t) if cond.duration is None else cond.duration
+        t, r, mean = (per_sample(x, z_t) for x in (t, t - duration, cond.pooled[:, 0]))
+        return gaussian_mean_velocity(z_t, t, r, mean, self.std)
