@@ -56,7 +56,8 @@ PARTS: dict[Any, tuple[type, ...]] = {
     ),
     Autoencoder: (DiffusersAutoencoder, IdentityAutoencoder),
     Objective: (
-        objective.ContrastiveFlowMatching, objective.NoiseAndVarianceMatching, objective.VelocityMatching,
+        objective.ContrastiveFlowMatching, objective.MeanFlow, objective.NoiseAndVarianceMatching,
+        objective.VelocityMatching,
     ),
     objective.TimeSampler: (
         objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.StepTime,
@@ -69,7 +70,9 @@ PARTS: dict[Any, tuple[type, ...]] = {
         objective.UncertaintyWeighting, objective.UniformWeighting,
     ),
     sampler.Sampler: (sampler.Sampler,),
-    sampler.Solver: (sampler.Dopri5, sampler.Euler, sampler.Heun, sampler.Midpoint, sampler.RK4),
+    sampler.Solver: (
+        sampler.Dopri5, sampler.Euler, sampler.FlowMap, sampler.Heun, sampler.Midpoint, sampler.RK4,
+    ),
     sampler.StochasticSolver: (sampler.DDPM, sampler.EulerMaruyama),
     sampler.Diffusion: (
         sampler.ConstantDiffusion, sampler.DecreasingDiffusion, sampler.SigmaDiffusion, sampler.SineDiffusion,
