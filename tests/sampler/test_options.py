@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from rfdit.config.build import CONFIG_DIR, build
+from rfdit.protocols import VelocityNetwork
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import AdaptiveProjected, Autoguidance, GuidanceInterval, Sampler
 from tests.support.commands.composing import composed
-from tests.support.models.fields import MEAN, GaussianBackbone, means
+from tests.support.models.fields import MEAN, GaussianBackbone, GaussianMeanBackbone, means
 
 SAMPLERS = sorted(path.stem for path in CONFIG_DIR.glob("sampler/*.yaml"))
 GRIDS = sorted(path.stem for path in CONFIG_DIR.glob("sampler/grid/*.yaml"))
@@ -33,17 +34,22 @@ def built(*overrides: str) -> Sampler:
     return sampler
 
 
-def mean_of(sampler: Sampler) -> float:
+def mean_of(sampler: Sampler, network: VelocityNetwork | None = None) -> float:
     """The mean of what is sampled of N(MEAN, 0.3^2), guided away from the same."""
     generator = SampleGenerator(seed=0, keys=torch.arange(64))
     noise, cond = generator.fork("image").normal(4, 4, 4), means(64, MEAN)
-    return sampler(GaussianBackbone(), noise, cond, cond, generator=generator.fork("sde")).mean().item()
+    return (
+        sampler(network or GaussianBackbone(), noise, cond, cond, generator=generator.fork("sde"))
+        .mean()
+        .item()
+    )
 
 
 @pytest.mark.parametrize("option", SAMPLERS)
 def test_samplers(option: str) -> None:
-    needed = ["sampler.solver.variance=small"] if option == "ddpm" else []
-    assert mean_of(built(f"sampler={option}", *needed)) == pytest.approx(MEAN, abs=0.05)
+    needed = {"ddpm": ["sampler.solver.variance=small"], "meanflow": ["guidance=none"]}.get(option, [])
+    network = GaussianMeanBackbone() if option == "meanflow" else GaussianBackbone()
+    assert mean_of(built(f"sampler={option}", *needed), network) == pytest.approx(MEAN, abs=0.05)
 
 
 @pytest.mark.parametrize("option", GRIDS)
