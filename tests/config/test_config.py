@@ -45,7 +45,7 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     assert (config[node] is None) == (choice == "eval=none")
 
 
-OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline"}  # presets on the default data
+OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline", "meanflow"}  # presets on the default data
 OF_PAIRS = {
     "reflow",
     "one_step",
