@@ -107,7 +107,7 @@ class MeanFlow:
         kept: Bool[Tensor, "b"] | None = None,
     ) -> FlowLoss:
         check_network(backbone)
-        z1 = self.coupling(z0, generator.fork("noise").normal(*z0.shape[1:]), cond)
+        z1 = self.coupling(z0, cond, generator=generator)
         t, r = self.times(generator)
         z_t, over = flow.interpolate(z0, z1, t), per_sample(t - r, z0)
         with torch.no_grad():
