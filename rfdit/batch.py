@@ -19,6 +19,7 @@ class Batch:
     """Samples as a data source delivers them.
 
     images: uint8 RGB; they reach the device as bytes and are scaled there. None for cached latents.
+    rejected: of data in pairs, for each image another one of the same condition, to which it is preferred.
     positions: each sample's position in the endless stream. All randomness of a sample (noise, time,
         dropped caption, augmentation) is a function of (seed, position).
     moments: cached latents: the output of the autoencoder's encoder, before normalisation.
@@ -38,11 +39,17 @@ class Batch:
     condition: "Condition | None" = None
     micro: Float[Tensor, "b n"] | None = None
     noise: Int[Tensor, "b 2"] | None = None
+    rejected: UInt8[Tensor, "b 3 H W"] | None = None
     keys: Sequence[str] | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def num_images(self) -> int:
+        """The number of images, or of their latents: of a pair, two."""
+        return len(self) * (1 if self.rejected is None else 2)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Moves every tensor to `device`; Lightning calls this method.

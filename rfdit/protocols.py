@@ -208,6 +208,28 @@ class GuidesTarget(Protocol):
 
 
 @runtime_checkable
+class ComparesPairs(Protocol):
+    """An objective, in the place of an `Objective`, on pairs of images of one condition, of which one is preferred."""
+
+    def compare(
+        self,
+        backbone: Backbone,
+        reference: VelocityNetwork,
+        z0: Latent,
+        cond: Condition,
+        *,
+        generator: SampleGenerator,
+    ) -> FlowLoss:
+        """The loss of a batch of b pairs.
+
+        reference: the network as it was before this training; it has no gradients.
+        z0: (2b, c, h, w) clean latents, of all preferred images and then of the rejected ones, in the same order.
+        cond: of all 2b; the two images of a pair have the same. generator: that of the pairs, with b keys.
+        """
+        ...
+
+
+@runtime_checkable
 class OwnsLayers(Protocol):
     """An objective with layers of its own, which are trained with the network and are not part of the model.
 

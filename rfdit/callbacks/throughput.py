@@ -35,9 +35,9 @@ class Throughput(L.Callback):
 
     MFU counts six floating-point operations per multiply-add of the backbone's forward pass and
     divides by the matrix-product rate measured on this device, in this precision, at the start. Encoders
-    that run beside the backbone count as lost time. Tokens are the image's, without captions. Memory is
-    this process's peak in GB (10^9 bytes): on a GPU since the last log, as PyTorch's allocator counts it,
-    or resident on a CPU since the process began.
+    that run beside the backbone, and passes of a frozen reference, count as lost time. Tokens are the image's,
+    without captions. Memory is this process's peak in GB (10^9 bytes): on a GPU since the last log, as PyTorch's
+    allocator counts it, or resident on a CPU since the process began.
     """
 
     def __init__(self, *, every_n_steps: Count) -> None:
@@ -80,14 +80,14 @@ class Throughput(L.Callback):
             one = SampleGenerator(seed=0, keys=torch.zeros(1, dtype=torch.int64))
             route = draw_route(module.routing, module.network.backbone, shape[1:], generator=one)
             self._macs[shape] = count_macs(self._backbone, shape, self._null, route=route)
-        self._flops += 6 * self._macs[shape] * len(batch)
+        self._flops += 6 * self._macs[shape] * batch.num_images
         patch_size = module.network.backbone.patch_size
-        self._tokens += math.prod(token_grid(shape[1:], patch_size)) * len(batch) * trainer.world_size
+        self._tokens += math.prod(token_grid(shape[1:], patch_size)) * batch.num_images * trainer.world_size
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._images += len(batch) * trainer.world_size
+        self._images += batch.num_images * trainer.world_size
         if pl_module.stepped and logged_step(trainer, self.every_n_steps):
             self._log(trainer, pl_module)
         self._left = time.perf_counter()

@@ -56,8 +56,8 @@ PARTS: dict[Any, tuple[type, ...]] = {
     ),
     Autoencoder: (DiffusersAutoencoder, IdentityAutoencoder),
     Objective: (
-        objective.ContrastiveFlowMatching, objective.MeanFlow, objective.NoiseAndVarianceMatching,
-        objective.VelocityMatching,
+        objective.ContrastiveFlowMatching, objective.DiffusionDPO, objective.MeanFlow,
+        objective.NoiseAndVarianceMatching, objective.VelocityMatching,
     ),
     objective.TimeSampler: (
         objective.CosMapTime, objective.LogitNormalTime, objective.ModeTime, objective.StepTime,

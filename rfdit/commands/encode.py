@@ -28,7 +28,7 @@ from rfdit.data.latents.manifest import (
     weights_of,
 )
 from rfdit.data.latents.shard_encoder import Encoders, ShardEncoder, is_finished
-from rfdit.data.sample import CacheDecoder
+from rfdit.data.sample import CacheDecoder, PairDecoder
 from rfdit.device import pick_device
 from rfdit.images import parse_size
 from rfdit.processes.rank import Process, is_rank_zero, local_world_size
@@ -92,6 +92,11 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
     decoder, buckets = build(data["decoder"]), data.get("buckets") and build(data["buckets"])
     if isinstance(decoder, CacheDecoder):
         raise ValueError("data: there are no images to encode; data=latents is encoded already")
+    if isinstance(decoder, PairDecoder) and decoder.rejected is not None:
+        raise ValueError(
+            "data=preferences has pairs of images, and latents are cached of single ones; train on the images, or give "
+            "data.decoder.rejected=null for the preferred ones alone"
+        )
     manifest = LatentManifest(
         latents=autoencoder.contract.as_dict(),
         resolution=list(size),

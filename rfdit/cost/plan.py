@@ -21,7 +21,7 @@ from rfdit.device import ShardsState, check_devices, pick_device, pick_precision
 from rfdit.model.acceleration import check_fp8
 from rfdit.model.layers.attention import ChosenByDevice
 from rfdit.network import Network
-from rfdit.protocols import Pretrained
+from rfdit.protocols import ComparesPairs, Pretrained
 from rfdit.storage.untrusted import explained
 
 RECOMPUTE = ("none", "selective", "full")
@@ -108,6 +108,12 @@ def blank_condition(conditioner: Conditioner) -> Condition:
     return Condition(empty(encoder.pooled_width), tokens, empty(encoder.length).bool())
 
 
+def images_per_sample(config: dict[str, Any]) -> int:
+    """The number of images that pass the network together for a sample: 2 under an objective of pairs, else 1."""
+    objective = target_of(config["objective"])
+    return 2 if isinstance(objective, type) and issubclass(objective, ComparesPairs) else 1
+
+
 def activations(
     config: dict[str, Any],
     network: Network,
@@ -133,7 +139,7 @@ def activations(
             network.backbone,
             latent,
             blank_condition(network.conditioner),
-            batch_size=config["data"]["batch_size"],
+            batch_size=images_per_sample(config) * config["data"]["batch_size"],
             autocast=torch.bfloat16 if precision == "bf16-mixed" else None,
         )
 

@@ -50,7 +50,7 @@ class SampleDecoder:
         label = None if self.label_key is None else find_label(raw, self.label_key)
         found = image_bytes(raw)
         if found is None:
-            raise SkippedSampleError(SkipReason.MISSING_IMAGE, f"its files are {_files(raw)}")
+            raise SkippedSampleError(SkipReason.MISSING_IMAGE, f"its files are {listed_files(raw)}")
         micro = None if self.micro is None else find_micro(raw, self.micro, lambda: measured(found), size)
         image = decode_image(found, size)
         return Sample(
@@ -225,7 +225,7 @@ def _field(raw: RawSample, key: str, missing: SkipReason) -> object:
     # webdataset's extensions may have dots: KEY.caption.txt.
     known = next((n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in raw), 0)
     if not known:
-        raise SkippedSampleError(missing, f"there is no {key}; its files are {_files(raw)}")
+        raise SkippedSampleError(missing, f"there is no {key}; its files are {listed_files(raw)}")
     path, fields = ".".join(parts[:known]), parts[known:]
     data = raw[path]
     try:
@@ -250,7 +250,7 @@ def _field(raw: RawSample, key: str, missing: SkipReason) -> object:
     return value
 
 
-def _files(raw: RawSample) -> str:
+def listed_files(raw: RawSample) -> str:
     """The names of a sample's files without its key."""
     return ", ".join(name for name in raw if not name.startswith("__")) or "none"
 

@@ -40,6 +40,7 @@ class Sample:
     """One decoded sample.
 
     image: pixels, from sources of images.
+    rejected: of a pair, the pixels of the image to which `image` is preferred.
     moments: the autoencoder's output before sampling and normalisation, from sources of cached latents.
     caption, label: if the decoder is set to find them.
     captions: several captions, one of which the stream draws in place of `caption`.
@@ -57,6 +58,7 @@ class Sample:
     condition: Condition | None = None
     micro: tuple[float, ...] | None = None
     noise: tuple[int, int] | None = None
+    rejected: UInt8[Tensor, "3 H W"] | None = None
 
 
 @runtime_checkable
@@ -92,9 +94,17 @@ class CacheDecoder(Decoder, Protocol):
         ...
 
 
+@runtime_checkable
+class PairDecoder(Decoder, Protocol):
+    """A decoder of pairs of images. rejected: what names the second image of a pair; None reads the first alone."""
+
+    rejected: str | None
+
+
 def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     """The batch of samples of one shape, in order."""
     images = [sample.image for sample in samples if sample.image is not None]
+    rejected = [sample.rejected for sample in samples if sample.rejected is not None]
     moments = [sample.moments for sample in samples if sample.moments is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
@@ -104,6 +114,7 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     # In a worker, PyTorch's collation stacks into shared memory, which saves a copy.
     return Batch(
         images=default_collate(images) if images else None,
+        rejected=default_collate(rejected) if rejected else None,
         moments=default_collate(moments) if moments else None,
         positions=positions,
         captions=captions or None,

@@ -12,6 +12,7 @@ class SkipReason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     UNSUPPORTED_IMAGE = "unsupported_image"
     MISSING_IMAGE = "missing_image"
+    INCOMPLETE_PAIR = "incomplete_pair"
     CORRUPT_LATENT = "corrupt_latent"
     MISSING_LATENT = "missing_latent"
     NON_FINITE_LATENT = "non_finite_latent"

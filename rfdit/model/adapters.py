@@ -13,11 +13,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rfdit.batch import Condition, Latent, Time
 from rfdit.extras import check_installed
 from rfdit.limits import BelowOne, Count, Positive
+from rfdit.protocols import VelocityNetwork
 
 TARGETS = r".*blocks\.\d+\.(.*\.)?(qkv|q|kv|proj|mlp_in|mlp_out)"
 EXAMPLES = 3  # names that an error message lists
+# The attribute of peft's layers that switches their adapters off. `enable_adapters` sets it too, but with it the
+# adapters' `requires_grad`, by which DDP and FSDP know what is trained.
+LEFT_OUT = "_disable_adapters"
 
 
 @runtime_checkable
@@ -124,6 +129,35 @@ def inject(backbone: nn.Module, adapter: Adapter) -> None:
 def trained_names(module: nn.Module) -> set[str]:
     """The names of the parameters that are trained: those of the adapters, once they are there."""
     return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+class Unadapted:
+    """The velocity network that an adapted backbone is without its adapters: the same weights, no gradients.
+
+    Only while it is called are the adapters left out, so the backbone may be sharded, compiled and recomputed.
+    Raises ValueError for a backbone without adapters.
+    """
+
+    def __init__(self, backbone: VelocityNetwork) -> None:
+        modules = backbone.modules() if isinstance(backbone, nn.Module) else ()
+        self._backbone, self._layers = backbone, [module for module in modules if hasattr(module, LEFT_OUT)]
+        if not self._layers:
+            raise ValueError(
+                "objective compares the network with itself without its adapters, and adapter=none has none; give "
+                "adapter=lora with init=weights init.ckpt=..."
+            )
+
+    @torch.no_grad()
+    def __call__(self, z_t: Latent, t: Time, cond: Condition) -> Latent:
+        try:
+            self._leave_out(True)
+            return self._backbone(z_t, t, cond)
+        finally:
+            self._leave_out(False)
+
+    def _leave_out(self, adapters: bool) -> None:
+        for layer in self._layers:
+            setattr(layer, LEFT_OUT, adapters)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from rfdit.objective.contrastive import ContrastiveFlowMatching
 from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling, RecordedCoupling
 from rfdit.objective.ddpm import NoiseAndVarianceMatching
+from rfdit.objective.dpo import DiffusionDPO
 from rfdit.objective.learned_weighting import UncertaintyWeighting
 from rfdit.objective.meanflow import MeanFlow
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
@@ -34,6 +35,7 @@ __all__ = [
     "ConvolutionProjector",
     "CosMapTime",
     "DataWeighting",
+    "DiffusionDPO",
     "EDMWeighting",
     "IndependentCoupling",
     "LogitNormalTime",

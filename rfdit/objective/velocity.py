@@ -54,8 +54,7 @@ class VelocityMatching:
         z1 = self.coupling(z0, cond, generator=generator)
         t = flow.shift_time(self.time(generator.fork("time")), self.shift)
         v = backbone(flow.interpolate(z0, z1, t), t, cond)
-        target = backbone.target(z0, z1, t) if isinstance(backbone, SetsTarget) else flow.velocity(z0, z1)
-        return Evaluated(v, target, t)
+        return Evaluated(v, target_of(backbone, z0, z1, t), t)
 
     def loss(self, per_sample: Float[Tensor, "b"], t: Time) -> FlowLoss:
         """The weighted mean of the losses of samples at their times."""
@@ -75,5 +74,15 @@ class Evaluated:
     t: Time
 
     def error(self, target: Latent) -> Float[Tensor, "b"]:
-        """||v - target||^2, the mean over latent dimensions, float32."""
-        return (self.v.float() - target).square().flatten(1).mean(1)
+        """`squared_error` of the network's velocity."""
+        return squared_error(self.v, target)
+
+
+def target_of(backbone: VelocityNetwork, z0: Latent, z1: Latent, t: Time) -> Latent:
+    """The velocity on which a network is regressed at z_t: z1 - z0, or its own target (`SetsTarget`)."""
+    return backbone.target(z0, z1, t) if isinstance(backbone, SetsTarget) else flow.velocity(z0, z1)
+
+
+def squared_error(v: Latent, target: Latent) -> Float[Tensor, "b"]:
+    """||v - target||^2, the mean over latent dimensions, float32."""
+    return (v.float() - target).square().flatten(1).mean(1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -16,13 +17,22 @@ from rfdit.batch import Batch, Condition, Latent
 from rfdit.conditioning import drop_condition, keeps_condition
 from rfdit.images import to_float
 from rfdit.model.acceleration import compile_blocks, use_fp8
+from rfdit.model.adapters import Unadapted
 from rfdit.model.layers.adaln_operators import warn_without_kernels
 from rfdit.model.layers.embeddings import token_grid
 from rfdit.model.routing import check_routing, draw_route, routed
 from rfdit.model.states import BlockStates
 from rfdit.network import Network
 from rfdit.objective.validation import TIMES, losses_at_times
-from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, GuidesTarget, Objective, Routing
+from rfdit.protocols import (
+    Auxiliary,
+    ComparesPairs,
+    DropsParts,
+    FlowLoss,
+    GuidesTarget,
+    Objective,
+    Routing,
+)
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.checkpoint_io import check_restored
@@ -47,7 +57,7 @@ class FlowModule(L.LightningModule):
         *,
         network: Network,
         autoencoder: Autoencoder,
-        objective: Objective,
+        objective: Objective | ComparesPairs,
         optimizer: OptimizerFactory,
         seed: int,
         record: dict[str, Any],
@@ -66,6 +76,7 @@ class FlowModule(L.LightningModule):
             check_routing(routing, network.backbone, network.auxiliary)
         self.routing = routing
         self.network = network
+        self._reference = Unadapted(network.backbone) if isinstance(objective, ComparesPairs) else None
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
         self.seed, self.record, self.compile_blocks, self.fp8 = seed, record, compile_blocks, fp8
         self.trained_only, self.strict_loading = trained_only, not trained_only
@@ -133,6 +144,7 @@ class FlowModule(L.LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         # For its errors: here reading labels does not wait for a GPU.
         self.network.conditioner.inputs(batch)
+        check_pairs(batch, self.objective)
         return batch
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -160,11 +172,29 @@ class FlowModule(L.LightningModule):
             null = network.conditioner.null(device=self.device)
             cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
         route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
+        if self._reference is not None:
+            z0, cond = self._pairs(z0, cond, batch, generator)
+            route = route and replace(route, kept=route.kept.repeat(2, 1))
         with routed(network.backbone, route):
-            loss = self.objective(network.backbone, z0, cond, generator=generator, **guided)
+            if isinstance(self.objective, ComparesPairs):
+                assert self._reference is not None
+                loss = self.objective.compare(
+                    network.backbone, self._reference, z0, cond, generator=generator
+                )
+            else:
+                loss = self.objective(network.backbone, z0, cond, generator=generator, **guided)
         if network.auxiliary is None:
             return loss
         return self._with_auxiliary(network.auxiliary, loss, batch, grid=z0.shape[-2:])
+
+    def _pairs(
+        self, z0: Latent, cond: Condition, batch: Batch, generator: SampleGenerator
+    ) -> tuple[Float[Tensor, "twice c h w"], Condition]:
+        """Latents and conditions of a batch's images, and then of those that were rejected for them."""
+        assert batch.rejected is not None
+        moments = self.autoencoder.moments(to_float(batch.rejected))
+        rejected = self.autoencoder.from_moments(moments, generator=generator.fork("posterior"))
+        return torch.cat([z0, rejected]), Condition.join([cond, cond])
 
     def _with_auxiliary(
         self, auxiliary: Auxiliary, loss: FlowLoss, batch: Batch, *, grid: Sequence[int]
@@ -280,8 +310,23 @@ class FlowModule(L.LightningModule):
             self._rng = None
 
 
-def _guides_target(objective: Objective) -> bool:
+def _guides_target(objective: Objective | ComparesPairs) -> bool:
     return isinstance(objective, GuidesTarget) and objective.guided
+
+
+def check_pairs(batch: Batch, objective: object) -> None:
+    """Raises ValueError for pairs of images under an objective of single ones, and the other way round."""
+    compares = isinstance(objective, ComparesPairs)
+    if compares and batch.rejected is None:
+        raise ValueError(
+            f"objective={type(objective).__name__} compares the two images of a pair, and the data has single ones; "
+            "use data=preferences data.shards=..."
+        )
+    if batch.rejected is not None and not compares:
+        raise ValueError(
+            f"data has pairs of images, and objective={type(objective).__name__} trains on single ones; use "
+            "objective=dpo, or data.decoder.rejected=null to train on the preferred images alone"
+        )
 
 
 def _require_reduced(network: nn.Module) -> None:

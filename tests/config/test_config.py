@@ -50,12 +50,14 @@ OF_PAIRS = {
     "reflow",
     "one_step",
 }  # presets on what another run has recorded; tests/commands/test_reflow.py runs them
+OF_MODELS = {"dpo"}  # presets on a model and pairs of images; tests/commands/test_preferences.py runs them
 
 
 def preset(option: str, shards: Path) -> list[str]:
     """The settings of a preset, with shards of the user's, or few of the demo's own."""
     own = "data.shards.samples=64" if option in OF_SHAPES else f"data.shards={shards}"
-    return [f"experiment={option}", own, *(["init.ckpt=x"] if option in OF_PAIRS else [])]
+    start = ["init.ckpt=x"] if option in OF_PAIRS | OF_MODELS else []
+    return [f"experiment={option}", own, *start]
 
 
 @pytest.mark.parametrize("option", PRESETS)
@@ -78,7 +80,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", [option for option in PRESETS if option not in OF_PAIRS])
+@pytest.mark.parametrize("option", sorted({*PRESETS} - OF_PAIRS - OF_MODELS))
 def test_every_preset_runs_a_step(cli: CommandLine, option: str, assets: Path) -> None:
     settings = preset(option, assets / "data/emoji/emoji-0007.tar")
     autoencoder = composed("train", *settings)["autoencoder"].get("name")  # None: pixels

@@ -13,7 +13,7 @@ from rfdit.training.module import FlowModule
 
 def test_labels_are_checked_before_they_are_copied_to_a_gpu() -> None:
     conditioner = LabelConditioner(num_classes=4, width=8)
-    module: Any = SimpleNamespace(network=SimpleNamespace(conditioner=conditioner))
+    module: Any = SimpleNamespace(network=SimpleNamespace(conditioner=conditioner), objective=None)
     good, bad = (
         Batch(images=None, positions=torch.arange(1), labels=torch.tensor([label])) for label in (3, 4)
     )

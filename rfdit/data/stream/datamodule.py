@@ -14,7 +14,7 @@ from rfdit.counted import counted
 from rfdit.data.filters import Filters
 from rfdit.data.first import FirstSamples
 from rfdit.data.joined import joined
-from rfdit.data.sample import CacheDecoder, Decoder
+from rfdit.data.sample import CacheDecoder, Decoder, PairDecoder
 from rfdit.data.shards import Shards, resolve_shards
 from rfdit.data.skips import listed
 from rfdit.data.source import Reader, RemarksOnCaptions, ShardFilesSource, Source
@@ -94,6 +94,11 @@ class StreamDataModule(L.LightningDataModule):
         for name, (value, least) in limits.items():
             if value < least:
                 raise ValueError(f"data.{name}={value} must be at least {least}")
+        if buckets is not None and isinstance(decoder, PairDecoder):
+            raise ValueError(
+                "data.buckets are of single images, and data=preferences has pairs, which have one size; use "
+                "buckets=none"
+            )
         self.shards, self.val_shards = shards, val_shards
         self.sets, self.weights, self.repeats = sets_of(shards, weights, repeats), weights, repeats
         self.limit = limit

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from rfdit.batch import Batch
@@ -173,5 +175,9 @@ class Stream(IterableDataset[Batch]):
         if not self.flip or batch.images is None:
             return batch
         heads = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="flip").uniform() < 0.5
-        images = torch.where(heads[:, None, None, None], batch.images.flip(-1), batch.images)
-        return replace(batch, images=images)
+
+        def flipped(images: UInt8[Tensor, "b 3 H W"]) -> UInt8[Tensor, "b 3 H W"]:
+            return torch.where(heads[:, None, None, None], images.flip(-1), images)
+
+        rejected = None if batch.rejected is None else flipped(batch.rejected)
+        return replace(batch, images=flipped(batch.images), rejected=rejected)

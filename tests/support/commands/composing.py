@@ -15,6 +15,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONFIG_DIR
 NEEDS = {
     "data=laion": ["data.shards=x.tar"],
     "data=laion_urls": ["data.shards=x.parquet"],
+    "data=preferences": ["data.shards=x.tar"],
     "data=latents": ["data.shards=x.tar"],
     "data=imagenet": ["data.shards=x"],
     "data=folder": ["data.shards=x"],
