@@ -26,6 +26,7 @@ NEEDS = {
     "use=inpaint": ["use.image=x.png", "use.mask=x.png"],
     "conditioner=labels": ["model=dit"],
     "network=dinov2": ["network.weights=x"],
+    "sampler=meanflow": ["guidance=none"],
     "guidance=autoguidance": ["guidance.guide.ckpt=x.ckpt"],
     "init=weights": ["init.ckpt=x"],
     "auxiliary=repa": ["auxiliary.teacher.weights=x"],
