@@ -14,7 +14,8 @@ import rfdit.commands.train
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.eval.records import read_records
 from tests.support.commands.command_line import FAST, CommandLine, metrics
-from tests.support.commands.processes import ROOT, environment, finish, start
+from tests.support.commands.forks import forked_ranks
+from tests.support.commands.processes import environment
 from tests.support.evaluation.small_evaluation import tiny_eval, write_reference
 from tests.support.training.states import assert_equal, trained_state
 
@@ -28,7 +29,11 @@ EVERY = ["callbacks.evaluate.every_n_steps=2", "callbacks.evaluate.batch_size=8"
 
 def run(folder: Path, *overrides: str) -> Path:
     arguments = ["train.py", f"run_dir={folder}", *FAST, *STEPS, *overrides]
-    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment()):
+    with (
+        patch.object(sys, "argv", arguments),
+        patch.dict(os.environ, environment()),
+        forked_ranks(arguments),
+    ):
         rfdit.commands.train.main()
     return folder
 
@@ -215,14 +220,12 @@ def test_what_does_not_fit_is_said_before_training(cli: CommandLine, reference: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_measure_what_one_does(runs: Path, reference: Path, strategy: str) -> None:
+def test_two_ranks_measure_what_one_does(runs: Path, reference: Path) -> None:
     """Equal to the bit from the same weights, with which training goes on only before the first evaluation."""
     evaluation = [*EVERY, *tiny_eval(reference), "trainer.max_steps=2", "optimizer.lr=0"]
-    one = run(runs / f"one_{strategy}", *evaluation)
-    two = [f"strategy={strategy}", "trainer.devices=2", "data.batch_size=2"]
-    command = [f"run_dir={runs / strategy}", *FAST, *STEPS, *evaluation, *two]
-    finish(start(ROOT / "train.py", *command, cwd=runs))
-    (mine,), (theirs,) = read_records(runs / strategy), read_records(one)
-    assert mine["values"] == theirs["values"]
-    assert mine["protocol"] == theirs["protocol"]
+    (theirs,) = read_records(run(runs / "one", *evaluation))
+    for strategy in ("ddp", "fsdp"):
+        two = [f"strategy={strategy}", "trainer.devices=2", "data.batch_size=2"]
+        (mine,) = read_records(run(runs / strategy, *evaluation, *two))
+        assert mine["values"] == theirs["values"]
+        assert mine["protocol"] == theirs["protocol"]

@@ -111,8 +111,8 @@ def test_any_number_of_processes_killed_or_not_gives_the_same_numbers(
     cli: CommandLine, reference: Path, tmp_path: Path
 ) -> None:
     evaluation = [*BASE, "batch_size=8", *tiny_eval(reference, samples=600)]
-    for devices in (1, 2, 3):
-        finish(start_sampling(*evaluation, f"devices={devices}", cwd=tmp_path))
+    cli.sample(*evaluation)
+    finish(start_sampling(*evaluation, "devices=3", cwd=tmp_path))
     killed = start_sampling(*evaluation, "devices=2", cwd=tmp_path)
     try:
         wait_until(kept, killed)
@@ -120,9 +120,9 @@ def test_any_number_of_processes_killed_or_not_gives_the_same_numbers(
         os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate(timeout=120)
     assert kept()
-    finish(start_sampling(*evaluation, cwd=tmp_path))
+    cli.sample(*evaluation)
     records = read_records(Path("run"))
-    assert len(records) == 4
+    assert len(records) == 3
     assert all(record["values"] == records[0]["values"] for record in records)
     assert all(record["protocol"] == records[0]["protocol"] for record in records)
 

@@ -1,9 +1,16 @@
 """Programs as forks of a process that has imported everything, so that their start costs no time."""
 
+import atexit
+import json
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from unittest.mock import Mock, patch
+
+from rfdit.__main__ import main
 
 
 def fork(program: Callable[[], object]) -> int:
@@ -25,3 +32,70 @@ def fork(program: Callable[[], object]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+class ForkedRank:
+    """Another rank of this process's run, with what `rfdit.processes.launch` uses of `subprocess.Popen`.
+
+    It is forked before the run begins, so that it has nothing of it, and waits for its command.
+    """
+
+    def __init__(self) -> None:
+        waiting, self._command = os.pipe()
+        self._code: int | None = None
+
+        def program() -> None:
+            atexit._clear()  # what is to be done at the end of the process that it is a fork of
+            os.close(self._command)
+            with open(waiting) as pipe:
+                if not (received := pipe.readline()):
+                    return  # the run ended before its ranks were started
+            command, environment = json.loads(received)
+            os.environ.clear()
+            os.environ.update(environment)
+            assert command[:3] == [sys.executable, "-m", "rfdit"]
+            sys.argv = command[2:]
+            main()
+
+        self.pid = fork(program)
+        os.close(waiting)
+
+    def start(self, command: Sequence[str], *, env: Mapping[str, str]) -> "ForkedRank":
+        """Let it begin."""
+        with open(self._command, "w") as pipe:
+            pipe.write(json.dumps([list(command), dict(env)]) + "\n")
+        return self
+
+    def forget(self) -> None:
+        """End it if it has not begun; otherwise it has ended with the run."""
+        if self.poll() is None:
+            os.close(self._command)
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self._code = os.waitstatus_to_exitcode(status) if ended else None
+        return self._code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@contextmanager
+def forked_ranks(arguments: Sequence[str], *, runs: int = 1) -> Iterator[None]:
+    """A context in which the other ranks are forks of this process. arguments: of so many runs, with their devices."""
+    devices = [int(a.removeprefix("trainer.devices=")) for a in arguments if a.startswith("trainer.devices=")]
+    ranks = [ForkedRank() for _ in range(runs * (devices[-1] - 1 if devices else 0))]
+    waiting = iter(ranks)
+
+    def started(command: Sequence[str], *, env: Mapping[str, str]) -> ForkedRank:
+        return next(waiting).start(command, env=env)
+
+    try:
+        with patch("rfdit.processes.launch.subprocess", Mock(Popen=started)):
+            yield
+    finally:
+        for rank in reversed(ranks):  # a later one holds the pipes of those before it
+            rank.forget()

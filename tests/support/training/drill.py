@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rfdit.commands.train
-from tests.support.commands.forks import fork
+from tests.support.commands.forks import fork, forked_ranks
 
 TRIES = 8  # per aim
 PAUSE = 0.05  # seconds before a file gets its name, so that a busy machine lets this process see the write
@@ -35,7 +35,8 @@ def start(arguments: list[str]) -> int:
     def program() -> None:
         os.replace = replace  # type: ignore[assignment]
         sys.argv = ["train.py", *arguments]
-        rfdit.commands.train.main()
+        with forked_ranks(arguments):
+            rfdit.commands.train.main()
 
     return fork(program)
 
