@@ -1,22 +1,17 @@
 """Evaluation during training: it changes nothing, and says what it measured and how."""
 
 import json
-import os
 import shutil
 import signal
-import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
-import rfdit.commands.train
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.eval.records import read_records
 from tests.support.commands.command_line import FAST, CommandLine, metrics
-from tests.support.commands.forks import forked_ranks
-from tests.support.commands.processes import environment
 from tests.support.evaluation.small_evaluation import tiny_eval, write_reference
+from tests.support.training.spread import train
 from tests.support.training.states import assert_equal, trained_state
 
 pytestmark = pytest.mark.usefixtures("drawn_shapes")
@@ -28,13 +23,7 @@ EVERY = ["callbacks.evaluate.every_n_steps=2", "callbacks.evaluate.batch_size=8"
 
 
 def run(folder: Path, *overrides: str) -> Path:
-    arguments = ["train.py", f"run_dir={folder}", *FAST, *STEPS, *overrides]
-    with (
-        patch.object(sys, "argv", arguments),
-        patch.dict(os.environ, environment()),
-        forked_ranks(arguments),
-    ):
-        rfdit.commands.train.main()
+    train([f"run_dir={folder}", *FAST, *STEPS, *overrides])
     return folder
 
 

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rfdit.checkpoint.saved_run import read_raw
 from rfdit.config.sweep import folder_name
 from rfdit.run.row_sums import sums_file
-from tests.support.commands.command_line import CommandLine, metrics
-from tests.support.commands.forks import forked_ranks
+from tests.support.commands.command_line import CommandLine, fast, metrics
+from tests.support.commands.forks import train_on_ranks
 from tests.support.commands.processes import start_training
 from tests.support.training.states import assert_equal, trained_state
 from tests.support.waiting import wait_until
@@ -192,8 +192,8 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(cli: CommandLine, tmp_pa
 def test_every_rank_of_a_begun_point_resumes(cli: CommandLine) -> None:
     ranks = ["strategy=ddp", "trainer.devices=2"]
     for steps in (2, 4):
-        with forked_ranks(ranks, runs=2):
-            sweep(cli, *ranks, "seed=0,1", f"trainer.max_steps={steps}")
+        sweep = fast("run_dir=sweep", "model.depth=1", *ranks, "seed=0,1", f"trainer.max_steps={steps}")
+        train_on_ranks(*sweep, "-m", runs=2)
     for seed in (0, 1):
         run = Path(f"sweep/seed={seed}")
         assert read_raw(run / "checkpoints/last.ckpt")["global_step"] == 4

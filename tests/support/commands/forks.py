@@ -1,16 +1,30 @@
-"""Programs as forks of a process that has imported everything, so that their start costs no time."""
+"""Programs as forks of a process that has imported everything, so that their start costs no time.
+
+    python -m tests.support.commands.forks
+
+serves the runs of several ranks: a process that has trained before must not be forked for them, since threads of
+torch.distributed may hold locks that no thread of the fork would ever release.
+"""
 
 import atexit
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
 from unittest.mock import Mock, patch
 
+import rfdit.commands.train
 from rfdit.__main__ import main
+
+ROOT = Path(__file__).parents[3]
 
 
 def fork(program: Callable[[], object]) -> int:
@@ -99,3 +113,48 @@ def forked_ranks(arguments: Sequence[str], *, runs: int = 1) -> Iterator[None]:
     finally:
         for rank in reversed(ranks):  # a later one holds the pipes of those before it
             rank.forget()
+
+
+@cache
+def _server() -> "subprocess.Popen[str]":
+    """The process that serves this one, which ends with it."""
+    command = [sys.executable, "-m", "tests.support.commands.forks"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def train_on_ranks(*arguments: str, runs: int = 1) -> None:
+    """Train as `train.py` with these arguments does, so many runs of several ranks, in forks of another process."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    request = {"arguments": arguments, "runs": runs, "folder": os.getcwd(), "environment": dict(os.environ)}
+    print(json.dumps(request), file=server.stdin, flush=True)
+    code, output = json.loads(server.stdout.readline())
+    assert code == 0, output[-3000:]
+
+
+def serve() -> None:
+    """Train what standard input asks for, a line per command; the answer is its exit code and all that it printed."""
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        with TemporaryFile("w+") as output:
+
+            def program(request: dict[str, Any] = request, output: IO[str] = output) -> None:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                for number in (1, 2):
+                    os.dup2(output.fileno(), number)
+                os.chdir(request["folder"])
+                os.environ.clear()
+                os.environ.update(request["environment"])
+                sys.argv = ["train.py", *request["arguments"]]
+                with forked_ranks(request["arguments"], runs=request["runs"]):
+                    rfdit.commands.train.main()
+
+            _, status = os.waitpid(fork(program), 0)
+            output.seek(0)
+            print(json.dumps([os.waitstatus_to_exitcode(status), output.read()]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -10,7 +10,7 @@ import torch
 
 import rfdit.commands.train
 from tests.support.commands.command_line import metrics
-from tests.support.commands.forks import forked_ranks
+from tests.support.commands.forks import train_on_ranks
 from tests.support.commands.processes import SETTINGS, environment
 
 # One batch of four, on one device or on two.
@@ -20,15 +20,18 @@ STEPS = ["trainer.max_steps=20", "callbacks.checkpoints.every_n_steps=10"]
 
 
 def run(run_dir: Path, *overrides: str, settings: Sequence[str] = SETTINGS) -> Path:
-    """Trains; rank 0 is this process, and the others are forks of it, whose start costs no time."""
-    arguments = ["train.py", f"run_dir={run_dir}", *settings, *STEPS, *overrides]
-    with (
-        patch.object(sys, "argv", arguments),
-        patch.dict(os.environ, environment()),
-        forked_ranks(arguments),
-    ):
-        rfdit.commands.train.main()
+    """Trains in this process, or on several ranks in others."""
+    train([f"run_dir={run_dir}", *settings, *STEPS, *overrides])
     return run_dir
+
+
+def train(arguments: list[str]) -> None:
+    """`train.py` with these arguments, in this process or on several ranks in others."""
+    with patch.object(sys, "argv", ["train.py", *arguments]), patch.dict(os.environ, environment()):
+        if any(argument.startswith("trainer.devices=") for argument in arguments):
+            train_on_ranks(*arguments)
+        else:
+            rfdit.commands.train.main()
 
 
 def curve(run_dir: Path) -> list[float]:
