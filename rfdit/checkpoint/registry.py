@@ -3,8 +3,8 @@
 A checkpoint or an exported folder may come from anyone. Its configuration names classes and their settings,
 so what it may name is listed here, class by class: parts of a model that compute from the settings of their
 constructors alone, and frozen encoders, which read safetensors by the name of a model. Nothing that opens
-other files, commands, addresses or configurations belongs here. Autoguidance is left out, since its network
-comes from another checkpoint.
+other files, commands, addresses or configurations belongs here. Autoguidance and objectives with a teacher are left
+out, since their networks come from another checkpoint.
 
 Paths in it are treated likewise. None is opened, be it of data, class names (a checkpoint carries these), prompts,
 references or other checkpoints, whatever is generated, shown or exported: files are named by the user alone, in
@@ -83,7 +83,7 @@ PARTS: dict[Any, tuple[type, ...]] = {
     ),
     sampler.Guidance: (
         sampler.AdaptiveProjected, sampler.CFGRescale, sampler.CFGZeroStar, sampler.ClassifierFree,
-        sampler.GuidanceInterval, sampler.NoGuidance, sampler.ThreeChannel,
+        sampler.EmbeddedGuidance, sampler.GuidanceInterval, sampler.NoGuidance, sampler.ThreeChannel,
     ),
 }  # fmt: skip
 # The groups of a saved configuration that describe a model, with what each of them is.

@@ -14,7 +14,7 @@ from rfdit.eval.protocol import EvalProtocol
 from rfdit.pretrained.frozen import weights_digest
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import AdaptiveSolver, Guidance, HasGuide, Pipeline, ReadsNetwork, Sampler
-from rfdit.sampler.guidance import with_innermost
+from rfdit.sampler.guidance import ToldToNetwork, innermost, with_innermost
 
 # Attributes that change speed alone, and the path of a guide, whose weights are identified by their sha256.
 NO_SETTINGS = {"batched", "ckpt"}
@@ -107,12 +107,7 @@ def evaluations_per_image(sampler: Sampler, latent_shape: tuple[int, int, int]) 
     """
     if isinstance(sampler.solver, AdaptiveSolver):
         return None
-    evaluations = 0
-
-    def count(z_t: Latent, t: Tensor, cond: Condition) -> Latent:
-        nonlocal evaluations
-        evaluations += len(z_t)
-        return torch.zeros_like(z_t)
+    count = _Counted(guidance=1.0 if isinstance(innermost(sampler.guidance), ToldToNetwork) else None)
 
     def with_guide(guidance: Guidance) -> Guidance:
         if isinstance(guidance, HasGuide):
@@ -127,4 +122,15 @@ def evaluations_per_image(sampler: Sampler, latent_shape: tuple[int, int, int]) 
     noise = torch.ones(1, *latent_shape)
     keys = torch.zeros(1, dtype=torch.int64)
     sampler(count, noise, one, one, generator=SampleGenerator(seed=0, keys=keys))
-    return float(evaluations)
+    return float(count.evaluations)
+
+
+class _Counted:
+    """A network that returns zeros, and counts its evaluations. guidance: as of `TakesGuidance`."""
+
+    def __init__(self, *, guidance: float | None) -> None:
+        self.guidance, self.evaluations = guidance, 0
+
+    def __call__(self, z_t: Latent, t: Tensor, cond: Condition) -> Latent:
+        self.evaluations += len(z_t)
+        return torch.zeros_like(z_t)

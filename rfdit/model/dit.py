@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.limits import Count, Positive, Size
+from rfdit.guided import Scale, scales
+from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import DiTBlock, FinalLayer
 from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
 from rfdit.model.layers.attention import Attention, FusedAttention
@@ -39,6 +40,8 @@ class DiT(nn.Module):
     out_channels: channels of the output, if not the latent's: twice as many for `prediction=noise` with a
         learned variance.
     durations: give mean velocities over times from t - `cond.duration` to t, too; see `TimeEmbedding`.
+    guidance: of a network that takes the scale of guidance as an input, embedded like the time and added to it, the
+        scale at which it is evaluated unless another is set; None for one without it. It has no effect at first.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent or the heads the width.
@@ -70,10 +73,12 @@ class DiT(nn.Module):
         time_scale: Positive = 1000.0,
         out_channels: Count | None = None,
         durations: bool = False,
+        guidance: NotNegative | None = None,
     ) -> None:
         super().__init__()
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
+        self.guidance: Scale | None = guidance
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -86,6 +91,7 @@ class DiT(nn.Module):
             order=rope_order,
         )
         self.time = TimeEmbedding(width=width, scale=time_scale, durations=durations)
+        self.guided = None if guidance is None else TimeEmbedding(width=width)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
         layout = Layout.of(adaln, shifts=shifts)
         self.modulation = make_modulation(adaln, width=width, counts=[layout.per_block] * depth + [2])
@@ -106,13 +112,16 @@ class DiT(nn.Module):
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
+        normal, zero = ([], []) if self.guided is None else ([self.guided.hidden], [self.guided.out])
         self.inputs = tuple(
-            m for m in (*self.patches.linears, *self.time.inputs, self.pooled) if isinstance(m, nn.Linear)
+            m
+            for m in (*self.patches.linears, *self.time.inputs, *normal, self.pooled)
+            if isinstance(m, nn.Linear)
         )
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
-            normal=self.time.linears,
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero, *zero],
+            normal=[*self.time.linears, *normal],
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -125,6 +134,8 @@ class DiT(nn.Module):
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
+        if self.guided is not None:
+            y = y + self.guided(scales(self.guidance, t))
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation)
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations), start=1):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfdit.batch import Condition, Latent, Time
+from rfdit.guided import Scale, scales
 from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import FinalLayer, MMDiTBlock
 from rfdit.model.layers.adaln import ModulationTable
@@ -49,8 +50,7 @@ class Flux(nn.Module):
     pooled_width, token_width: widths of `cond.pooled` and `cond.tokens`.
     single_depth: None is twice `depth`. axes: the numbers of a head that each axis turns, with the head's
         width as their sum; None divides it as FLUX does.
-    guidance: the scale at which a network that was distilled from guidance is evaluated, through an
-        embedding that is added to that of time; None for a network without it.
+    guidance: as in `DiT`.
     recompute, patch_bottleneck, base_width, durations: as in `MMDiT`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, the axes do not sum up,
@@ -95,8 +95,8 @@ class Flux(nn.Module):
                 f"{head}, which is model.width / model.num_heads"
             )
         self.width, self.patch_size, self.durations = width, patch_size, durations
-        self.guidance, self.depth = guidance, depth
-        single_depth = single_depth or 2 * depth
+        self.guidance: Scale | None = guidance
+        self.depth, single_depth = depth, single_depth or 2 * depth
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -127,7 +127,12 @@ class Flux(nn.Module):
         )
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            zero=[
+                self.modulation.linear,
+                self.final.linear,
+                *self.time.zero,
+                *(vector.out for vector in vectors[1:]),
+            ],
             normal=[layer for vector in vectors for layer in vector.linears],
             inputs=self.inputs,
             width=width,
@@ -141,7 +146,7 @@ class Flux(nn.Module):
         x, c = self.patches(z_t), self.captions(cond.tokens)  # (b, n, d), (b, l, d)
         y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
         if self.guided is not None:
-            y = y + self.guided(torch.full_like(t, float(self.guidance or 0.0)))
+            y = y + self.guided(scales(self.guidance, t))
         n, length = x.shape[1], c.shape[1]
         mask = None if cond.mask is None else F.pad(cond.mask, (n, 0), value=True)  # (b, n + l)
         in_captions = len(self.rotary.axes) == 4

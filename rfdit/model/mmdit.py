@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.limits import Count, Positive, Size
+from rfdit.guided import Scale, scales
+from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import FinalLayer, MMDiTBlock
 from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
 from rfdit.model.layers.attention import Attention, FusedAttention
@@ -45,7 +46,7 @@ class MMDiT(nn.Module):
     pooled_mlp: SD3's two layers for the pooled caption in place of the paper's one.
     recompute: activation checkpointing, less memory for more time; see `recomputable`.
     patch_bottleneck: numbers to which a patch is reduced on its way to a token; see `PatchEmbedding`.
-    out_channels, durations: as in `DiT`.
+    out_channels, durations, guidance: as in `DiT`.
     base_width: for muP, the width at which the initialisation is DiT's; see `initialize`.
 
     Raises ValueError if the patch does not divide the latent, the heads the width, or the
@@ -82,12 +83,14 @@ class MMDiT(nn.Module):
         base_width: Count | None = None,
         out_channels: Count | None = None,
         durations: bool = False,
+        guidance: NotNegative | None = None,
     ) -> None:
         super().__init__()
         if pooled_width is None:
             raise ValueError(NEEDS_CAPTIONS)
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
+        self.guidance: Scale | None = guidance
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -103,6 +106,7 @@ class MMDiT(nn.Module):
             )
         self.captions = nn.Linear(token_width, width)
         self.time = TimeEmbedding(width=width, durations=durations)
+        self.guided = None if guidance is None else TimeEmbedding(width=width)
         self.pooled: nn.Linear | PooledMLP = (
             PooledMLP(pooled_width=pooled_width, width=width)
             if pooled_mlp
@@ -132,11 +136,12 @@ class MMDiT(nn.Module):
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
-        self.inputs = (*self.patches.linears, self.captions, *self.time.inputs, pooled_input)
+        normal, zero = ([], []) if self.guided is None else ([self.guided.hidden], [self.guided.out])
+        self.inputs = (*self.patches.linears, self.captions, *self.time.inputs, *normal, pooled_input)
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
-            normal=self.time.linears,
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero, *zero],
+            normal=[*self.time.linears, *normal],
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -152,6 +157,8 @@ class MMDiT(nn.Module):
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         c = self.captions(cond.tokens)  # (b, l, d)
         y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
+        if self.guided is not None:
+            y = y + self.guided(scales(self.guidance, t))
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation, mask)

@@ -7,6 +7,7 @@ from rfdit.sampler.flow_map import FlowMap
 from rfdit.sampler.guidance import (
     Autoguidance,
     ClassifierFree,
+    EmbeddedGuidance,
     Guidance,
     GuidanceInterval,
     HasGuide,
@@ -60,6 +61,7 @@ __all__ = [
     "DecreasingDiffusion",
     "Diffusion",
     "Dopri5",
+    "EmbeddedGuidance",
     "Euler",
     "EulerMaruyama",
     "FlowMap",

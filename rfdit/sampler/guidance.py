@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rfdit.batch import Condition, Latent
+from rfdit.batch import Condition, Latent, Time
+from rfdit.guided import at_scale, guided_network
 from rfdit.limits import Fraction, NotNegative
 from rfdit.protocols import VelocityNetwork
 from rfdit.sampler.solvers import VelocityField
@@ -66,6 +67,13 @@ class Surrounds(Protocol):
     guidance: Guidance
 
 
+@runtime_checkable
+class ToldToNetwork(Protocol):
+    """A guidance whose scale is an input of the network. also: another one on top of it; None for none."""
+
+    also: Guidance | None
+
+
 def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityField:
     """The field of one network under one condition, float32."""
     cond = without_padding(cond)
@@ -75,7 +83,15 @@ def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityFie
 def velocity_pair(
     backbone: VelocityNetwork, cond: Condition, null: Condition, *, batched: bool
 ) -> VelocityPair:
-    """The conditional and the null velocity, c and u, under each condition in turn or both in one batch."""
+    """The conditional and the null velocity, c and u, under each condition in turn or both in one batch.
+
+    Raises ValueError for a network that takes the scale of guidance as an input: it would be guided twice.
+    """
+    if guided_network(backbone) is not None:
+        raise ValueError(
+            "guidance would be applied twice: the model takes its scale as an input (model.guidance); use "
+            "guidance=embedded guidance.scale=..., or both by guidance=embedded +guidance@guidance.also=cfg"
+        )
     if not batched:
         c, u = conditional_field(backbone, cond), conditional_field(backbone, null)
         return lambda z, t: (c(z, t), u(z, t))
@@ -179,6 +195,32 @@ class ClassifierFree:
         return field
 
 
+class EmbeddedGuidance:
+    """v = v_theta(z, t, c, scale), of a network that has learned what guidance does (arXiv 2210.03142, sec. 3.1).
+
+    It takes one evaluation, where classifier-free guidance takes two.
+    scale: the input of the network; 1 is the plain conditional.
+    also: another guidance on top, of the network at this scale; None for none.
+    """
+
+    def __init__(self, *, scale: NotNegative, also: Guidance | None = None) -> None:
+        self.scale, self.also = check_scale(scale), also
+
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        """Raises ValueError for a network without such an input."""
+        network = guided_network(backbone)
+        if network is None:
+            raise ValueError(
+                "guidance=embedded needs a model that takes the scale as an input (model.guidance); use guidance=cfg"
+            )
+
+        def told(z_t: Latent, t: Time, cond: Condition) -> Latent:
+            with at_scale(network, self.scale):
+                return backbone(z_t, t, cond)
+
+        return conditional_field(told, cond) if self.also is None else self.also(told, cond, null)
+
+
 class ThreeChannel:
     """Classifier-free guidance of the first three channels alone; the others are conditional.
 
@@ -235,4 +277,6 @@ class GuidanceInterval:
 
     def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         guided, plain = self.inside(backbone, cond, null), conditional_field(backbone, cond)
+        if guided_network(backbone) is not None:
+            plain = EmbeddedGuidance(scale=1.0)(backbone, cond, null)
         return lambda z, t: guided(z, t) if self.low <= t <= self.high else plain(z, t)

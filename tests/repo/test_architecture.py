@@ -27,6 +27,7 @@ LAYERS = [
         "differences",
         "counted",
         "extras",
+        "guided",
         "limits",
         "micro",
         "protocols",

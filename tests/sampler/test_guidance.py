@@ -11,6 +11,7 @@ from rfdit.randomness import SampleGenerator
 from rfdit.sampler import (
     Autoguidance,
     ClassifierFree,
+    EmbeddedGuidance,
     Euler,
     Guidance,
     GuidanceInterval,
@@ -19,6 +20,7 @@ from rfdit.sampler import (
     Sampler,
     ThreeChannel,
 )
+from rfdit.sampler.guidance import with_scale
 from tests.support.models.fields import STD, GaussianBackbone, means
 
 Z = torch.randn(3, 5, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -161,3 +163,43 @@ def test_the_legacy_form_guides_three_channels() -> None:
         v = ThreeChannel(scale=4.0, batched=batched)(Backbone(), COND, NULL)(Z, T)
         torch.testing.assert_close(v[:, :3], (UNCONDITIONAL + 4 * (CONDITIONAL - UNCONDITIONAL))[:, :3])
         torch.testing.assert_close(v[:, 3:], CONDITIONAL[:, 3:])
+
+
+class Told(Backbone):
+    """A network that takes the scale of guidance, and returns it."""
+
+    def __init__(self, guidance: float | None = 3.0) -> None:
+        super().__init__()
+        self.guidance = guidance
+
+    def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        return super().__call__(z_t, t, cond) + float(self.guidance or 0.0)
+
+
+def test_a_network_is_told_the_scale() -> None:
+    backbone = Told()
+    v = EmbeddedGuidance(scale=5.0)(backbone, COND, NULL)(Z, T)
+    torch.testing.assert_close(v, CONDITIONAL + 5)
+    assert backbone.batches == [3]
+    assert backbone.guidance == 3
+    torch.testing.assert_close(NoGuidance()(backbone, COND, NULL)(Z, T), CONDITIONAL + 3)  # its own
+    again = with_scale(EmbeddedGuidance(scale=5.0), 2.0)
+    torch.testing.assert_close(again(backbone, COND, NULL)(Z, T), CONDITIONAL + 2)
+    within = GuidanceInterval(inside=EmbeddedGuidance(scale=5.0), low=0.6, high=1.0)(backbone, COND, NULL)
+    torch.testing.assert_close(within(Z, T), CONDITIONAL + 1)
+    torch.testing.assert_close(within(Z, torch.tensor(0.7)), Z * 0.7 + Z.cos() + 5)
+
+
+def test_guidance_is_not_applied_twice_unless_it_is_asked_for() -> None:
+    for guidance in (ClassifierFree(scale=3.0), ThreeChannel(scale=3.0)):
+        with pytest.raises(ValueError, match=r"^guidance would be applied twice: the model takes its scale"):
+            guidance(Told(), COND, NULL)
+        guidance(Told(guidance=None), COND, NULL)  # without the input
+    both = EmbeddedGuidance(scale=5.0, also=ClassifierFree(scale=2.0))(Told(), COND, NULL)
+    torch.testing.assert_close(both(Z, T), 2 * CONDITIONAL - UNCONDITIONAL + 5)
+
+
+def test_a_network_without_the_input_is_refused() -> None:
+    for backbone in (Backbone(), Told(guidance=None)):
+        with pytest.raises(ValueError, match=r"^guidance=embedded needs a model that takes the scale"):
+            EmbeddedGuidance(scale=3.0)(backbone, COND, NULL)

@@ -48,6 +48,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "shifts": (True,),
     "patch_bottleneck": (None,),
     "durations": (False,),
+    "guidance": (None,),
 }
 
 
@@ -77,7 +78,7 @@ def _write(out: Path, saved: SavedRun, weights: str) -> None:
     with torch.device("meta"), bounded(len(state)):
         backbone = build(saved.config["model"])
     if isinstance(backbone, Flux):
-        check_expressible(saved.config["model"])
+        check_expressible({n: value for n, value in saved.config["model"].items() if n != "guidance"})
         check_weights(saved.path, backbone, state, "backbone.")
         _write_flux(out, backbone, saved, weights)
         return

@@ -1,0 +1,37 @@
+"""Forward passes of networks that take the scale of guidance as an input."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rfdit.batch import Time
+from rfdit.protocols import StandsFor, TakesGuidance
+
+Scale = float | Float[Tensor, "b"]
+
+
+def guided_network(backbone: object) -> TakesGuidance | None:
+    """The network whose `guidance` decides for a backbone; None if it has no input for it."""
+    network = backbone.network if isinstance(backbone, StandsFor) else backbone
+    return network if isinstance(network, TakesGuidance) and network.guidance is not None else None
+
+
+@contextmanager
+def at_scale(network: TakesGuidance, scale: Scale) -> Iterator[None]:
+    """Forward passes of a network are at this scale of guidance in this context."""
+    own = network.guidance
+    network.guidance = scale
+    try:
+        yield
+    finally:
+        network.guidance = own
+
+
+def scales(guidance: Scale | None, like: Time) -> Time:
+    """The scale of each sample, (b,). like: their times."""
+    if isinstance(guidance, Tensor):
+        return guidance
+    return torch.full_like(like, float(guidance or 0.0))
