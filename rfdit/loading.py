@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from rfdit.checkpoint.registry import GROUPS, check_saved
+from rfdit.checkpoint.registry import check_saved
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.config.build import build
 from rfdit.cost.count import count_parameters
-from rfdit.generate.load import PipelineSettings, load_pipeline
+from rfdit.generate.load import BUILT, PipelineSettings, load_pipeline
 from rfdit.image_grid import to_pil
 from rfdit.interchange.source import open_model, with_sources
 from rfdit.protocols import class_name
@@ -121,7 +121,7 @@ def load(
     """
     saved = open_model(source, revision, base=base, packages=packages)
     saved = with_sources(saved, autoencoder=autoencoder, text_encoder=text_encoder)
-    check_saved(saved, GROUPS, packages)  # only these parts are built
+    check_saved(saved, (*BUILT, "sampler"), packages)  # only these parts are built
     with explained(f"{saved.path} cannot be built"):
         settings = PipelineSettings(
             sampler=build(saved.config["sampler"]),

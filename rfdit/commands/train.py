@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGUSR1
@@ -28,12 +29,14 @@ from rfdit.data.sample import CacheDecoder
 from rfdit.device import keep_freed_memory, pick_device
 from rfdit.finetune.adapt import check_resumes, choose_trained, find_base
 from rfdit.finetune.start import NewRun
+from rfdit.generate.teacher import CheckpointTeacher
 from rfdit.model.acceleration import check_fp8
 from rfdit.network import layers_of
 from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
 from rfdit.processes.quiet import quiet_others
 from rfdit.processes.rank import is_rank_zero
 from rfdit.processes.slurm import requeue, slurm_job
+from rfdit.protocols import HasTeacher
 from rfdit.run.complete import complete_run, finish_trained, finished_point
 from rfdit.run.folder import describe_run, discard_start, only_run
 from rfdit.run.log import logged
@@ -79,6 +82,14 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
         objective=layers_of(objective),
     )
     autoencoder = build(config["autoencoder"])
+    if isinstance(objective, HasTeacher):
+        if isinstance(objective.teacher, CheckpointTeacher):
+            with isolate_rng():
+                objective.teacher.load(autoencoder.contract, network.conditioner.num_classes)
+    elif config["teacher"]:
+        warnings.warn(
+            "teacher has no effect: this objective does not learn from another network", stacklevel=2
+        )
     class_names, adapter = trained_class_names(config), build(config["adapter"])
     started, base, resumed, empty = None, None, None, starts_empty(trainer)
     if resume is not None:

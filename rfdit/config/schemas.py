@@ -93,6 +93,7 @@ class TrainConfig:
     logger: Any
     auxiliary: Any = field(default=None, kw_only=True)
     routing: Any = field(default=None, kw_only=True)
+    teacher: Any = field(default=None, kw_only=True)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rfdit.autoencoder.contract import LatentContract
@@ -11,7 +10,7 @@ from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.differences import differences
 from rfdit.finetune.matching import Fit, Given, fit
 from rfdit.finetune.table import table
-from rfdit.interchange.source import open_model
+from rfdit.interchange.source import open_named
 from rfdit.limits import Fraction, Index
 from rfdit.network import Network
 
@@ -93,7 +92,7 @@ class FromWeights:
 
     def __call__(self, network: Network, run: NewRun) -> "Started | None":
         """Raises ValueError, naming the setting, for weights that do not exist or are of another network."""
-        saved = self._open()
+        saved = open_named("init", self.ckpt, step=self.step, base=self.base, packages=self.packages)
         self._check_function(saved, run.config)
         try:
             given = Given.of(saved, self.weights)
@@ -112,20 +111,6 @@ class FromWeights:
                 f"  captions are encoded otherwise than those that it was trained on: {'; '.join(other)}"
             )
         return Started(text="\n".join(lines), fit=found, saved=saved, weights=self.weights)
-
-    def _open(self) -> SavedRun:
-        """The saved model; messages about it name `init.ckpt`."""
-        try:
-            return open_model(
-                Path(self.ckpt) if Path(self.ckpt).expanduser().exists() else self.ckpt,
-                step=self.step,
-                base=self.base,
-                packages=self.packages,
-            )
-        except (ValueError, OSError) as error:
-            text = str(error)
-            named = text.startswith(("ckpt=", "step=", "base="))
-            raise type(error)(f"init.{text}" if named else f"init.ckpt={self.ckpt}: {text}") from None
 
     def _check_function(self, saved: SavedRun, config: dict[str, Any]) -> None:
         here, there = config["model"], saved.config["model"]

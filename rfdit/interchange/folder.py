@@ -32,9 +32,14 @@ def check_free(out: Path) -> None:
 def public_config(config: dict[str, Any], *, adapter: bool = False) -> dict[str, Any]:
     """The groups of a resolved training configuration that go with its weights. adapter: these are adapters.
 
-    Those of data and loggers stay behind, since they may have private paths and addresses with keys in them.
+    Those of data and loggers stay behind, since they may have private paths and addresses with keys in them; so does
+    an objective with a teacher, which is the path of another checkpoint.
     """
-    return {group: config[group] for group in (CHECKED if adapter else GROUPS) if group in config}
+    groups = {group: config[group] for group in (CHECKED if adapter else GROUPS) if group in config}
+    objective = groups.get("objective")
+    if isinstance(objective, dict) and "teacher" in objective:
+        del groups["objective"]
+    return groups
 
 
 def _without_paths(node: Any) -> Any:

@@ -39,6 +39,19 @@ def open_model(
     return whole
 
 
+def open_named(
+    group: str, ckpt: str, *, step: int | None, base: str | None, packages: Collection[str]
+) -> SavedRun:
+    """`open_model` for a group of settings; messages name `GROUP.ckpt`, `GROUP.step` and `GROUP.base`."""
+    source = Path(ckpt) if Path(ckpt).expanduser().exists() else ckpt
+    try:
+        return open_model(source, step=step, base=base, packages=packages)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        named = text.startswith(("ckpt=", "step=", "base="))
+        raise type(error)(f"{group}.{text}" if named else f"{group}.ckpt={ckpt}: {text}") from None
+
+
 def open_adapters(source: str | Path | None) -> SavedRun:
     """The run at a path as it is saved: adapters alone, if it has trained those; errors as of `open_model`."""
     saved = _read(source, None, None)

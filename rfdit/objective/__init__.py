@@ -4,6 +4,7 @@ from rfdit.objective.contrastive import ContrastiveFlowMatching
 from rfdit.objective.coupling import IndependentCoupling, OptimalTransportCoupling, RecordedCoupling
 from rfdit.objective.ddpm import NoiseAndVarianceMatching
 from rfdit.objective.dpo import DiffusionDPO
+from rfdit.objective.guidance_distillation import GuidanceDistillation
 from rfdit.objective.learned_weighting import UncertaintyWeighting
 from rfdit.objective.meanflow import MeanFlow
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
@@ -37,6 +38,7 @@ __all__ = [
     "DataWeighting",
     "DiffusionDPO",
     "EDMWeighting",
+    "GuidanceDistillation",
     "IndependentCoupling",
     "LogitNormalTime",
     "MLPProjector",

@@ -53,8 +53,9 @@ class VelocityMatching:
         """The network at one point of each sample's path, for objectives with more terms than this one."""
         z1 = self.coupling(z0, cond, generator=generator)
         t = flow.shift_time(self.time(generator.fork("time")), self.shift)
-        v = backbone(flow.interpolate(z0, z1, t), t, cond)
-        return Evaluated(v, target_of(backbone, z0, z1, t), t)
+        z_t = flow.interpolate(z0, z1, t)
+        v = backbone(z_t, t, cond)
+        return Evaluated(z_t, v, target_of(backbone, z0, z1, t), t)
 
     def loss(self, per_sample: Float[Tensor, "b"], t: Time) -> FlowLoss:
         """The weighted mean of the losses of samples at their times."""
@@ -67,8 +68,9 @@ class VelocityMatching:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A network's velocity v at times t, and the velocity that it is to have."""
+    """A network's velocity v at z_t, the points of times t, and the velocity that it is to have."""
 
+    z_t: Latent
     v: Latent
     target: Latent
     t: Time

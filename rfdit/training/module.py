@@ -30,6 +30,7 @@ from rfdit.protocols import (
     DropsParts,
     FlowLoss,
     GuidesTarget,
+    HasTeacher,
     Objective,
     Routing,
 )
@@ -75,6 +76,12 @@ class FlowModule(L.LightningModule):
         if routing is not None:
             check_routing(routing, network.backbone, network.auxiliary)
         self.routing = routing
+        self.teacher = objective.teacher if isinstance(objective, HasTeacher) else None
+        if self.teacher is not None and network.conditioner.drop:
+            raise ValueError(
+                f"conditioner.drop={network.conditioner.drop} drops conditions under which the teacher is asked; give "
+                "conditioner.drop=0"
+            )
         self.network = network
         self._reference = Unadapted(network.backbone) if isinstance(objective, ComparesPairs) else None
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
@@ -171,6 +178,8 @@ class FlowModule(L.LightningModule):
         if isinstance(encoder := network.conditioner.encoder, DropsParts):
             null = network.conditioner.null(device=self.device)
             cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
+        if self.teacher is not None:
+            self.teacher.read(batch, device=self.device)
         route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
         if self._reference is not None:
             z0, cond = self._pairs(z0, cond, batch, generator)

@@ -8,9 +8,10 @@ from rfdit.checkpoint.registry import GROUPS, REGISTRY, check_parts
 from rfdit.config.build import build
 from tests.support.commands.composing import NEEDS, OPTIONS, composed
 
-# Groups of conf/ that end up inside of the registry's groups. Autoguidance reads another checkpoint.
+# Groups of conf/ that end up inside of the registry's groups, and options that read another checkpoint.
 WITHIN = {*GROUPS, "size", "patch", "time", "coupling", "weighting"}
-SAVED = [f"{group}={name}" for group, name in OPTIONS if group in WITHIN and name != "autoguidance"]
+OTHERS = {"autoguidance", "guidance_distillation"}
+SAVED = [f"{group}={name}" for group, name in OPTIONS if group in WITHIN and name not in OTHERS]
 
 
 def groups(*overrides: str) -> dict[str, Any]:
@@ -53,6 +54,8 @@ def test_a_registered_part_is_the_class_that_is_built() -> None:
         "rfdit.config.build.composed",
         "rfdit.playground.model.PlaygroundModel",  # composes and builds settings of its own
         "rfdit.generate.guide.Guide",  # reads another checkpoint
+        "rfdit.generate.teacher.FrozenTeacher",
+        "rfdit.objective.GuidanceDistillation",
         "rfdit.sampler.Autoguidance",
         "rfdit.data.tar.source.TarReader",
         "rfdit.data.shapes.shards.ShapesShards",

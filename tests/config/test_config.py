@@ -45,18 +45,22 @@ def test_every_option_composes_and_validates(group: str, option: str) -> None:
     assert (config[node] is None) == (choice == "eval=none")
 
 
-OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline", "meanflow"}  # presets on the default data
-OF_PAIRS = {
-    "reflow",
-    "one_step",
-}  # presets on what another run has recorded; tests/commands/test_reflow.py runs them
-OF_MODELS = {"dpo"}  # presets on a model and pairs of images; tests/commands/test_preferences.py runs them
+# Presets on the default data.
+OF_SHAPES = {"demo", "ddpm_baseline", "edm_baseline", "guidance_distillation", "meanflow"}
+# Presets that go on from another run; tests/commands/test_reflow.py, test_preferences.py and
+# test_guidance_distillation.py run them.
+GOING_ON = {
+    "reflow": "init.ckpt=x",
+    "one_step": "init.ckpt=x",
+    "dpo": "init.ckpt=x",
+    "guidance_distillation": "teacher.ckpt=x",
+}
 
 
 def preset(option: str, shards: Path) -> list[str]:
     """The settings of a preset, with shards of the user's, or few of the demo's own."""
     own = "data.shards.samples=64" if option in OF_SHAPES else f"data.shards={shards}"
-    start = ["init.ckpt=x"] if option in OF_PAIRS | OF_MODELS else []
+    start = [GOING_ON[option]] if option in GOING_ON else []
     return [f"experiment={option}", own, *start]
 
 
@@ -80,7 +84,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", sorted({*PRESETS} - OF_PAIRS - OF_MODELS))
+@pytest.mark.parametrize("option", [option for option in PRESETS if option not in GOING_ON])
 def test_every_preset_runs_a_step(cli: CommandLine, option: str, assets: Path) -> None:
     settings = preset(option, assets / "data/emoji/emoji-0007.tar")
     autoencoder = composed("train", *settings)["autoencoder"].get("name")  # None: pixels

@@ -29,6 +29,7 @@ NEEDS = {
     "sampler=meanflow": ["guidance=none"],
     "guidance=autoguidance": ["guidance.guide.ckpt=x.ckpt"],
     "init=weights": ["init.ckpt=x"],
+    "teacher=weights": ["teacher.ckpt=x"],
     "auxiliary=repa": ["auxiliary.teacher.weights=x"],
     "auxiliary=irepa": ["auxiliary.teacher.weights=x"],
 }
