@@ -2,15 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rfdit.batch import Time
-from rfdit.protocols import StandsFor, TakesGuidance
+from rfdit.protocols import StandsFor
 
 Scale = float | Float[Tensor, "b"]
+
+
+@runtime_checkable
+class TakesGuidance(Protocol):
+    """A backbone with an input for the scale of guidance, whose effect it has learned.
+
+    guidance: the scale of its next forward passes, one for all samples or (b,); None if it has no such input.
+    """
+
+    guidance: Scale | None
 
 
 def guided_network(backbone: object) -> TakesGuidance | None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from rfdit.batch import Batch, Condition, Latent, Time
+from rfdit.batch import Condition, Latent, Time
 from rfdit.randomness import SampleGenerator
 
 
@@ -74,16 +74,6 @@ class TakesDurations(Protocol):
 def takes_durations(network: object) -> bool:
     """True for a network that also gives mean velocities."""
     return isinstance(network, TakesDurations) and network.durations
-
-
-@runtime_checkable
-class TakesGuidance(Protocol):
-    """A backbone with an input for the scale of guidance, whose effect it has learned.
-
-    guidance: the scale of its next forward passes, one for all samples or (b,); None if it has no such input.
-    """
-
-    guidance: "float | Float[Tensor, 'b'] | None"
 
 
 @runtime_checkable
@@ -237,26 +227,6 @@ class ComparesPairs(Protocol):
         cond: of all 2b; the two images of a pair have the same. generator: that of the pairs, with b keys.
         """
         ...
-
-
-@runtime_checkable
-class Teacher(Protocol):
-    """A frozen network from which an objective learns."""
-
-    def read(self, batch: Batch, *, device: torch.device) -> None:
-        """Take the conditions of a batch, for the next calls."""
-        ...
-
-    def __call__(self, z_t: Latent, t: Time) -> tuple[Latent, Latent]:
-        """Its velocities under the conditions of the batch, and under the null condition, without gradient."""
-        ...
-
-
-@runtime_checkable
-class HasTeacher(Protocol):
-    """An objective that learns from another network. teacher: the other."""
-
-    teacher: Teacher
 
 
 @runtime_checkable

@@ -32,11 +32,11 @@ from rfdit.finetune.start import NewRun
 from rfdit.generate.teacher import CheckpointTeacher
 from rfdit.model.acceleration import check_fp8
 from rfdit.network import layers_of
+from rfdit.objective.teacher import HasTeacher
 from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
 from rfdit.processes.quiet import quiet_others
 from rfdit.processes.rank import is_rank_zero
 from rfdit.processes.slurm import requeue, slurm_job
-from rfdit.protocols import HasTeacher
 from rfdit.run.complete import complete_run, finish_trained, finished_point
 from rfdit.run.folder import describe_run, discard_start, only_run
 from rfdit.run.log import logged

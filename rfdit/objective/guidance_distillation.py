@@ -10,10 +10,11 @@ from rfdit.flow import per_sample
 from rfdit.guided import at_scale, guided_network
 from rfdit.limits import Limit, Positive
 from rfdit.objective.coupling import Coupling
+from rfdit.objective.teacher import Teacher
 from rfdit.objective.times import TimeSampler
 from rfdit.objective.velocity import UNIFORM, VelocityMatching
 from rfdit.objective.weighting import Weighting
-from rfdit.protocols import FlowLoss, Teacher, VelocityNetwork
+from rfdit.protocols import FlowLoss, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
 MaxScale = Annotated[float, Limit("at least 1", lambda x: 1 <= x < math.inf)]

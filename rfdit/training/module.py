@@ -23,6 +23,7 @@ from rfdit.model.layers.embeddings import token_grid
 from rfdit.model.routing import check_routing, draw_route, routed
 from rfdit.model.states import BlockStates
 from rfdit.network import Network
+from rfdit.objective.teacher import HasTeacher
 from rfdit.objective.validation import TIMES, losses_at_times
 from rfdit.protocols import (
     Auxiliary,
@@ -30,7 +31,6 @@ from rfdit.protocols import (
     DropsParts,
     FlowLoss,
     GuidesTarget,
-    HasTeacher,
     Objective,
     Routing,
 )
