@@ -25,6 +25,7 @@ class Batch:
     moments: cached latents: the output of the autoencoder's encoder, before normalisation.
     captions, labels: the samples' conditions; a source gives either or both.
     condition: cached text features of the captions.
+    features: cached features of the clean images, from the teacher of an auxiliary loss.
     micro: numbers of micro-conditioning, one for each of its fields.
     noise: seed and key of the noise that each latent was made from, of recorded pairs.
     keys: the samples' names, for reports.
@@ -37,6 +38,7 @@ class Batch:
     captions: Sequence[str] | None = None
     labels: Int[Tensor, "b"] | None = None
     condition: "Condition | None" = None
+    features: Float[Tensor, "b f rows columns"] | None = None
     micro: Float[Tensor, "b n"] | None = None
     noise: Int[Tensor, "b 2"] | None = None
     rejected: UInt8[Tensor, "b 3 H W"] | None = None

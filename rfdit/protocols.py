@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from rfdit.batch import Condition, Latent, Time
+from rfdit.batch import Batch, Condition, Latent, Time
 from rfdit.randomness import SampleGenerator
 
 
@@ -254,13 +254,14 @@ class Auxiliary(Protocol):
         ...
 
     def __call__(
-        self, x: Float[Tensor, "b n d"], images: UInt8[Tensor, "b 3 H W"] | None, *, grid: tuple[int, int]
+        self, x: Float[Tensor, "b n d"], batch: Batch | None, *, grid: tuple[int, int]
     ) -> Float[Tensor, "b"]:
         """The loss of each sample, float32.
 
         x: the states of the image's tokens. grid: rows and columns of the tokens.
-        images: the clean images; None once it is over. The loss is then 0 with gradients of 0, since ranks wait for
-            those of all parameters.
+        batch: the clean images, or what is cached of them; None once it is over. The loss is then 0 with gradients of
+            0, since ranks wait for those of all parameters.
+        Raises ValueError for a batch without what it reads.
         """
         ...
 

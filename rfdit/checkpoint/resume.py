@@ -142,7 +142,8 @@ def _beside(tensors: Collection[str]) -> str:
 
 def encoder_settings(node: dict[str, Any] | None) -> dict[str, Any] | None:
     """The settings of an encoder that decide its results."""
-    without_effect = EQUIVALENT | {"slice_size", "pretrained"}  # the weights are identified by their digest
+    # The weights are identified by their digest.
+    without_effect = EQUIVALENT | {"slice_size", "pretrained", "weights"}
     return node and {
         name: encoder_settings(value) if isinstance(value, dict) else value
         for name, value in node.items()

@@ -21,6 +21,7 @@ from rfdit.data.latents.encode import EncodePart, encode_missing, shard_names, s
 from rfdit.data.latents.encode_progress import EncodeProgress
 from rfdit.data.latents.manifest import (
     MANIFEST,
+    TEACHER,
     LatentManifest,
     arithmetic_of,
     read_manifest,
@@ -89,6 +90,8 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
     known = read_manifest(str(out / MANIFEST)).shards if (out / MANIFEST).exists() else {}
     names = shard_names(shards, known)
     autoencoder, text_encoder = build(config["autoencoder"]), frozen_text_encoder(config["text_encoder"])
+    taught_by = config["auxiliary"] and config["auxiliary"]["teacher"]
+    teacher = taught_by and build(taught_by)
     decoder, buckets = build(data["decoder"]), data.get("buckets") and build(data["buckets"])
     if isinstance(decoder, CacheDecoder):
         raise ValueError("data: there are no images to encode; data=latents is encoded already")
@@ -104,9 +107,13 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
         dtype=config["dtype"],
         autoencoder=encoder_settings(config["autoencoder"]) or {},
         text_encoder=encoder_settings(config["text_encoder"]),
+        teacher=encoder_settings(taught_by),
         weights=weights_of("autoencoder", config["autoencoder"], autoencoder)
-        | weights_of("text_encoder", config["text_encoder"], text_encoder),
-        arithmetic=arithmetic_of(device, autoencoder=autoencoder, text_encoder=text_encoder),
+        | weights_of("text_encoder", config["text_encoder"], text_encoder)
+        | weights_of(TEACHER, taught_by, teacher),
+        arithmetic=arithmetic_of(
+            device, autoencoder=autoencoder, text_encoder=text_encoder, **{TEACHER: teacher}
+        ),
         decoder=data["decoder"],
         filters=data["filters"],
         shards=names,
@@ -131,6 +138,7 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
             encoders=Encoders(
                 moments=autoencoder.moments,
                 text_encoder=text_encoder,
+                teacher=teacher,
                 device=device,
                 batch_size=config["batch_size"],
                 dtype=config["dtype"],

@@ -24,7 +24,7 @@ from rfdit.config.command import command, rank_command
 from rfdit.config.overrides import setting, typed_program
 from rfdit.counted import counted
 from rfdit.data.class_names import trained_class_names
-from rfdit.data.latents.manifest import weights_of
+from rfdit.data.latents.manifest import TEACHER, weights_of
 from rfdit.data.sample import CacheDecoder
 from rfdit.device import keep_freed_memory, pick_device
 from rfdit.finetune.adapt import check_resumes, choose_trained, find_base
@@ -118,6 +118,9 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
         data.decoder = decoder.expecting(
             weights_of("autoencoder", config["autoencoder"], autoencoder)
             | weights_of("text_encoder", config["text_encoder"], network.conditioner.encoder)
+            | weights_of(
+                TEACHER, (config["auxiliary"] or {}).get("teacher"), getattr(auxiliary, "teacher", None)
+            )
         )
     return Training(
         module=module, data=data, trainer=trainer, started_from=None if started is None else started.text

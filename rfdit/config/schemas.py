@@ -118,7 +118,7 @@ class PosthocConfig:
 
 @dataclass
 class EncodeConfig:
-    """`encode.yaml`. Without a text_encoder, text features are not cached."""
+    """`encode.yaml`. Without a text_encoder, text features are not cached, nor those of images without a teacher."""
 
     out: str
     dtype: str
@@ -131,6 +131,7 @@ class EncodeConfig:
     data: Any
     autoencoder: Any
     text_encoder: Any = None
+    auxiliary: Any = None
 
 
 @dataclass

@@ -45,6 +45,7 @@ class Sample:
     caption, label: if the decoder is set to find them.
     captions: several captions, one of which the stream draws in place of `caption`.
     condition: one row of text features, from sources that have them cached.
+    features: those of the image's patches, likewise.
     micro: numbers of micro-conditioning, if the decoder is set to find them.
     noise: seed and key of the noise that the latent was made from, of recorded pairs.
     """
@@ -56,6 +57,7 @@ class Sample:
     captions: Sequence[str] = ()
     label: int | None = None
     condition: Condition | None = None
+    features: Float[Tensor, "f rows columns"] | None = None
     micro: tuple[float, ...] | None = None
     noise: tuple[int, int] | None = None
     rejected: UInt8[Tensor, "3 H W"] | None = None
@@ -106,6 +108,7 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     images = [sample.image for sample in samples if sample.image is not None]
     rejected = [sample.rejected for sample in samples if sample.rejected is not None]
     moments = [sample.moments for sample in samples if sample.moments is not None]
+    features = [sample.features for sample in samples if sample.features is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
     labels = [sample.label for sample in samples if sample.label is not None]
     micro = [sample.micro for sample in samples if sample.micro is not None]
@@ -120,6 +123,7 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
         captions=captions or None,
         labels=torch.tensor(labels) if labels else None,
         condition=Condition.join(conditions) if conditions else None,
+        features=default_collate(features) if features else None,
         micro=torch.tensor(micro) if micro else None,
         noise=torch.tensor(noise) if noise else None,
         keys=[sample.key for sample in samples],

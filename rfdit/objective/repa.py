@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from rfdit.batch import Batch
 from rfdit.limits import Count, Fraction, NotNegative
 
 SMALL = 1e-6  # added to a standard deviation that is divided by
@@ -95,16 +96,16 @@ class REPA(nn.Module):
         return self.stop_step is not None and step >= self.stop_step
 
     def forward(
-        self, x: Float[Tensor, "b n d"], images: UInt8[Tensor, "b 3 H W"] | None, *, grid: tuple[int, int]
+        self, x: Float[Tensor, "b n d"], batch: Batch | None, *, grid: tuple[int, int]
     ) -> Float[Tensor, "b"]:
-        """The mean cosine of each sample, negated, float32; 0 without images, as `Auxiliary` says.
+        """The mean cosine of each sample, negated, float32; 0 without a batch, as `Auxiliary` says.
 
         grid: rows and columns of the tokens.
         """
         h = self.projector(rearrange(x, "b (rows columns) d -> b d rows columns", rows=grid[0])).float()
-        if images is None:
+        if batch is None:
             return 0 * h.mean((1, 2, 3))
-        y = self.teacher(images)
+        y = self.features(batch)
         if y.shape[-2:] != grid:
             y = F.interpolate(y, grid, mode="bilinear", align_corners=False)
         if self.spatial_norm is not None:
@@ -112,3 +113,17 @@ class REPA(nn.Module):
             y = y / (y.std((2, 3), keepdim=True) + SMALL)
         with torch.autocast(x.device.type, enabled=False):
             return -F.cosine_similarity(h, y.float(), dim=1).mean((1, 2))
+
+    def features(self, batch: Batch) -> Float[Tensor, "b f rows columns"]:
+        """The teacher's features of a batch, float32: the cached ones, or those of its images.
+
+        Raises ValueError if it has neither.
+        """
+        if batch.features is not None:
+            return batch.features.float()
+        if batch.images is None:
+            raise ValueError(
+                "auxiliary reads the images of a batch, or features of them, and these cached latents have neither; "
+                "encode again with auxiliary/teacher=..., train from images, such as data=laion, or give auxiliary=null"
+            )
+        return self.teacher(batch.images)

@@ -210,13 +210,8 @@ class FlowModule(L.LightningModule):
     ) -> FlowLoss:
         """The loss with the auxiliary one. grid: height and width of the latents."""
         over = auxiliary.is_over(self.trainer.global_step)
-        if batch.images is None:
-            raise ValueError(
-                "auxiliary reads the images of a batch, and cached latents have none; train from images, such as "
-                "data=laion, or give auxiliary=null"
-            )
         tokens = token_grid(grid, self.network.backbone.patch_size)
-        value = auxiliary(self._states.take(), None if over else batch.images, grid=tokens).mean()
+        value = auxiliary(self._states.take(), None if over else batch, grid=tokens).mean()
         total = loss.total + auxiliary.coefficient * value
         # Not left out of the parts when it is over: the logger would repeat the last value.
         logged = torch.full_like(value, torch.nan) if over else value

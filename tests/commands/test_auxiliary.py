@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rfdit.commands.encode
 from rfdit.checkpoint.saved_run import read_checkpoint
 from tests.support.commands.command_line import CommandLine, metrics
 from tests.support.training.spread import FOUR, TWO, assert_close, curve, run
@@ -88,6 +89,31 @@ def test_mistakes_end_in_a_sentence(cli: CommandLine, teacher: list[str]) -> Non
     assert "no_such_model is not a model of timm" in cli.error(
         "train", *teacher, "auxiliary.teacher.model=no_such_model"
     )
+
+
+@pytest.mark.slow
+def test_cached_features_train_the_run_of_the_images(
+    cli: CommandLine, teacher: list[str], emoji_shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = [setting for setting in teacher if setting.startswith("auxiliary.teacher")]
+    data = [f"data.shards={emoji_shard}", "data.resolution=32"]
+    encoding = ["batch_size=4", "num_workers=0", "accelerator=cpu", "autoencoder=identity"]
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)  # the tests' own stay
+    monkeypatch.setattr(
+        "sys.argv", ["encode", "out=cache", *data, *encoding, "auxiliary/teacher=dinov2", *network]
+    )
+    rfdit.commands.encode.main()
+    cached = ["data=latents", "data.shards=cache", "data.resolution=32"]
+    cli.train("run_dir=live", "data=laion", *data, *teacher)
+    cli.train("run_dir=cached", *cached, *teacher)
+    live, read = (metrics(Path(name)) for name in ("live", "cached"))
+    for one, other in zip(live, read, strict=True):
+        assert float(one["train/auxiliary"]) == pytest.approx(float(other["train/auxiliary"]), rel=1e-5)
+        assert float(one["train/matching"]) == pytest.approx(float(other["train/matching"]), rel=1e-5)
+    assert "do not fit this run: auxiliary.teacher.image_size=42 (the cache has 28)" in cli.error(
+        "train", *cached, *teacher, "auxiliary.teacher.image_size=42"
+    )
+    cli.train("run_dir=without", *cached)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rfdit.batch import Condition
+from rfdit.batch import Batch, Condition
 from rfdit.cost.count import count_macs
 from rfdit.model import DataPrediction, DiT
 from rfdit.model.routing import check_routing, routed
@@ -131,7 +131,7 @@ class Reads:
     def is_over(self, step: int) -> bool:
         raise NotImplementedError
 
-    def __call__(self, x: Tensor, images: Tensor | None, *, grid: tuple[int, int]) -> Tensor:
+    def __call__(self, x: Tensor, batch: Batch | None, *, grid: tuple[int, int]) -> Tensor:
         raise NotImplementedError
 
 

@@ -18,6 +18,7 @@ from rfdit.batch import Condition
 from rfdit.data.decode import find_caption, find_label, find_micro
 from rfdit.data.latents.manifest import (
     CROP,
+    TEACHER,
     LatentManifest,
     beside,
     check_recorded_alike,
@@ -71,6 +72,7 @@ def pack(
     original: tuple[int, int] | None = None,
     size: tuple[int, int] | None = None,
     noise: tuple[int, int] | None = None,
+    features: Float[Tensor, "f rows columns"] | None = None,
 ) -> bytes:
     """The safetensors file of one sample, with checksums of itself and of the sample's other files.
 
@@ -79,8 +81,11 @@ def pack(
     files: the other files, by extension.
     original, size: (height, width) of the image in its file, and as it was encoded; left out if not known.
     noise: seed and key of the noise that the latents were made from, of recorded pairs.
+    features: those of the image's patches.
     """
     tensors = {"moments": to_stored(moments, dtype)}
+    if features is not None:
+        tensors["features"] = to_stored(features, dtype)
     for name, pair in ((ORIGINAL, original), (SIZE, size), (NOISE, noise)):
         if pair is not None:
             tensors[name] = torch.tensor(pair)
@@ -180,6 +185,8 @@ class LatentDecoder:
 
     autoencoder, text_encoder: the run's settings of both, which must be those of the cache.
     text: use the cache's text features, if it has them; else captions are encoded in training.
+    teacher: the run's settings of the network whose features of images are read, which must be that of the cache;
+        None reads none.
     micro: fields of micro-conditioning, as for `SampleDecoder`; the cache has the images' sizes.
     manifest: path or URL of the cache's latents.json, if it is not beside the shards. A cache that is
         not finished is not noticed then.
@@ -193,6 +200,7 @@ class LatentDecoder:
 
     autoencoder: Mapping[str, Any] = field(repr=False)
     text_encoder: Mapping[str, Any] | None = field(default=None, repr=False)
+    teacher: Mapping[str, Any] | None = field(default=None, repr=False)
     text: bool = True
     micro: Fields | None = None
     manifest: str | None = None
@@ -213,6 +221,7 @@ class LatentDecoder:
             moments = tensors["moments"]
             self._check_shape(moments, size)
             noise = _noise(tensors)
+            features = None if self.teacher is None else tensors["features"]
             condition = None
             if self.text and self.text_encoder is not None and "pooled" in tensors:
                 condition = unpack_condition(tensors, length=self.text_encoder["length"])
@@ -231,6 +240,7 @@ class LatentDecoder:
             label=find_label(raw, "cls") if "cls" in raw else None,
             condition=condition,
             noise=noise,
+            features=features,
         )
 
     def _check_shape(self, moments: Tensor, size: tuple[int, int]) -> None:
@@ -277,8 +287,11 @@ class LatentDecoder:
         ]
         remedy = "set what the cache has, or encode again with rfdit encode"
         text_weights = {name: each for name, each in cached.weights.items() if is_of(name, "text_encoder")}
-        image_weights = {name: each for name, each in cached.weights.items() if name not in text_weights}
+        apart = {*text_weights, TEACHER}
+        image_weights = {name: each for name, each in cached.weights.items() if name not in apart}
         differences += other_weights(image_weights, self.weights)
+        if self.teacher is not None:
+            differences += self._check_teacher(cached)
         if self.text and cached.text_encoder is not None:
             text = list(mismatches(cached.text_encoder, self.text_encoder, "text_encoder"))
             text += other_weights(text_weights, self.weights)
@@ -288,6 +301,13 @@ class LatentDecoder:
             raise ValueError(
                 f"the latents of {place} do not fit this run: {', '.join(differences)}; {remedy}"
             )
+
+    def _check_teacher(self, cached: LatentManifest) -> list[str]:
+        """The differences between the network that the auxiliary loss reads and that of the cached features."""
+        if cached.teacher is None:
+            return ["auxiliary reads features of the images, and the cache has none"]
+        weights = {name: each for name, each in cached.weights.items() if name == TEACHER}
+        return [*mismatches(cached.teacher, self.teacher, TEACHER), *other_weights(weights, self.weights)]
 
 
 def _require_finished(cached: LatentManifest, place: str, shards: Sequence[str]) -> None:

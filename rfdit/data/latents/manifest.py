@@ -15,6 +15,7 @@ from rfdit.storage.checked import checked_json, parse_checked_json, write_checke
 
 MANIFEST = "latents.json"  # beside the shards
 FORMAT = 5
+TEACHER = "auxiliary.teacher"  # the setting, and the name of its weights
 CROP = "shorter side resized, centre cropped"  # what `decode_image` does
 
 
@@ -28,6 +29,7 @@ class LatentManifest:
     dtype: type of the stored numbers, as given in the settings.
     autoencoder, text_encoder: the settings that decide their results, not where their weights are or
         how fast they run. Without a text_encoder there are no text features.
+    teacher: likewise those of the network of which there are features of the images; None without them.
     weights: digest of each encoder that has weights, as `weights_of` gives them.
     arithmetic: fp32 or bf16, of each of these encoders.
     decoder, filters: settings with which the images were read.
@@ -47,6 +49,7 @@ class LatentManifest:
     filters: dict[str, Any]
     shards: dict[str, str]
     command: str
+    teacher: dict[str, Any] | None = None
     buckets: list[list[int]] | None = None
     recorded: dict[str, Any] | None = None
     crop: str = CROP
@@ -58,6 +61,7 @@ class LatentManifest:
     def differences(self, here: "LatentManifest") -> list[str]:
         """The differences of another run's manifest, as `mismatches` words them; it may have more shards."""
         settings = {name: f"data.{name}" for name in ("decoder", "filters", "resolution", "buckets")}
+        settings["teacher"] = TEACHER
         apart = ("weights", "arithmetic", "shards", "command")
         found = [
             difference.text("the cache has")
@@ -95,7 +99,7 @@ class LatentManifest:
         texts = [self.dtype, self.command, self.crop, *self.shards.values(), *self.arithmetic.values()]
         texts += [text for about in self.weights.values() for text in (about["sha256"], about["place"])]
         settings = [self.latents, self.autoencoder, self.decoder, self.filters]
-        settings += [self.text_encoder or {}, self.recorded or {}]
+        settings += [self.text_encoder or {}, self.teacher or {}, self.recorded or {}]
         sizes = [self.resolution, *(self.buckets or [])]
         sides = all(type(size) is list and [type(side) for side in size] == [int, int] for size in sizes)
         if not (sides and all(type(x) is str for x in texts) and all(type(x) is dict for x in settings)):
@@ -132,7 +136,7 @@ def weights_of(name: str, node: Mapping[str, Any] | None, encoder: object) -> di
         return {key: value for each in found for key, value in each.items()}
     if not isinstance(encoder, Pretrained) or node is None:
         return {}
-    setting = "pretrained" if "pretrained" in node else "source"
+    setting = next((key for key in ("pretrained", "weights") if key in node), "source")
     return {
         name: {"sha256": encoder.weights_digest(), "place": f"{name}.{setting}={brief(node.get(setting))}"}
     }

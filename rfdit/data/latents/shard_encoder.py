@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from webdataset import TarWriter
 
@@ -51,6 +51,7 @@ class Encoders:
     """Encodes a batch of decoded samples, whose images have one size.
 
     moments: an autoencoder's `moments`.
+    teacher: gives the features of the images that are cached too.
     dtype: type of the stored numbers, as in `to_stored`.
     count_captions: takes the captions of each batch before they are encoded.
 
@@ -60,6 +61,7 @@ class Encoders:
 
     moments: Callable[[Images], Float[Tensor, "b m h w"]]
     text_encoder: TextEncoder | None
+    teacher: Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b f rows columns"]] | None = None
     device: torch.device
     batch_size: int
     dtype: str
@@ -71,10 +73,13 @@ class Encoders:
         height, width = samples[0].image.shape[1:]
         images = [sample.image for sample in samples]
         images += [images[-1]] * (self.batch_size - len(images))
-        moments = self.moments(to_float(torch.stack(images).to(self.device))).cpu()
+        pixels = torch.stack(images).to(self.device)
+        moments = self.moments(to_float(pixels)).cpu()
+        features = None if self.teacher is None else self.teacher(pixels).cpu()
         text = None if self.text_encoder is None else self._text(self.text_encoder, samples)
         for i, sample in enumerate(samples):
-            if not bool(moments[i].isfinite().all()):
+            seen = None if features is None else features[i]
+            if not all(bool(x.isfinite().all()) for x in (moments[i], seen) if x is not None):
                 yield SkippedSampleError(SkipReason.NON_FINITE_LATENT, sample.key)
                 continue
             condition = None if text is None else text[i : i + 1]
@@ -85,6 +90,7 @@ class Encoders:
                 files=sample.files,
                 original=sample.original,
                 size=(height, width),
+                features=seen,
             )
             yield {"__key__": sample.key, EXTENSION: latents, **sample.files}
 

@@ -47,6 +47,14 @@ class ViTPatches:
         self._mean, self._std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
         self._frozen = Frozen(vit, dtype=dtype, setting="auxiliary.teacher.dtype")
 
+    def weights_digest(self) -> str:
+        """As of `Pretrained`."""
+        return self._frozen.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """As of `Pretrained`."""
+        return self._frozen.dtype_on(device)
+
     def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b f rows columns"]:
         dtype = self._frozen.dtype_on(images.device)
         vit: Any = self._frozen.on(images.device, dtype)
@@ -69,6 +77,14 @@ class InceptionPatches:
         network = InceptionFeatures(weights=weights, outputs=("spatial",))
         self.name = network.name
         self._frozen = Frozen(network, dtype="fp32", setting="auxiliary.teacher.dtype")
+
+    def weights_digest(self) -> str:
+        """As of `Pretrained`."""
+        return self._frozen.weights_digest()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """As of `Pretrained`."""
+        return torch.float32
 
     def __call__(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b f rows columns"]:
         check_images(images)

@@ -25,6 +25,7 @@ AUTOENCODER = {
     "source": "here",
 }
 TEXT = {"_target_": "rfdit.Text", "width": 2, "length": 5, "source": "here"}
+TEACHER = {"_target_": "rfdit.Patches", "model": "vit", "image_size": 56, "weights": "there"}
 MANIFEST = LatentManifest(
     latents={"name": "taesd", "channels": 4, "downsampling": 8, "scale": 1.0, "shift": 0.0},
     resolution=[64, 96],
@@ -167,6 +168,41 @@ def test_every_changed_byte_is_noticed() -> None:
                 decoder()({**whole, name: changed}, SIZE)
     with pytest.raises(SkippedSampleError, match="corrupt_latent"):
         decoder()({name: whole[name] for name in ("__key__", "safetensors", "cls")}, SIZE)
+
+
+def test_features_of_images_are_read_where_there_is_a_teacher() -> None:
+    features = torch.randn(6, 2, 2)
+    files = {"__key__": "7", "safetensors": pack(torch.ones(4, 8, 12), None, dtype="auto", features=features)}
+    found = decoder(teacher=TEACHER)(files, SIZE).features
+    assert found is not None
+    assert torch.equal(found, features)
+    assert decoder()(files, SIZE).features is None
+    with pytest.raises(SkippedSampleError, match="corrupt_latent"):
+        decoder(teacher=TEACHER)(raw(), SIZE)
+    broken = pack(torch.ones(4, 8, 12), None, dtype="auto", features=torch.full((6, 2, 2), math.nan))
+    with pytest.raises(SkippedSampleError, match="non_finite_latent"):
+        decoder(teacher=TEACHER)({"__key__": "7", "safetensors": broken}, SIZE)
+
+
+def test_a_teacher_must_be_that_of_the_cache(tmp_path: Path) -> None:
+    weights = {"sha256": "e" * 64, "place": "auxiliary.teacher.weights=here"}
+    settings = {name: value for name, value in TEACHER.items() if name != "weights"}
+    shard = write_manifest(
+        tmp_path, teacher=settings, weights=MANIFEST.weights | {"auxiliary.teacher": weights}
+    )
+    decoder().check([shard], SIZE)  # a run without it
+    decoder(teacher=TEACHER, weights={"auxiliary.teacher": weights}).check([shard], SIZE)
+    with pytest.raises(
+        ValueError, match=r"auxiliary\.teacher\.image_size=28 \(the cache has 56\); set what the cache has"
+    ):
+        decoder(teacher=TEACHER | {"image_size": 28}).check([shard], SIZE)
+    other = weights | {"sha256": "f" * 64}
+    with pytest.raises(
+        ValueError, match=r"teacher\.weights=here has the weights f{12} \(the cache has e{12}, of auxiliary"
+    ):
+        decoder(teacher=TEACHER, weights={"auxiliary.teacher": other}).check([shard], SIZE)
+    with pytest.raises(ValueError, match="auxiliary reads features of the images, and the cache has none"):
+        decoder(teacher=TEACHER).check([write_manifest(tmp_path)], SIZE)
 
 
 def test_the_same_settings_pass_wherever_the_weights_are(tmp_path: Path) -> None:

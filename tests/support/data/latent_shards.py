@@ -46,6 +46,7 @@ def settings(shards: Sequence[str], out: Path, **changes: Any) -> dict[str, Any]
         "data": data,
         "autoencoder": IDENTITY,
         "text_encoder": None,
+        "auxiliary": None,
     }
     return config | {name: value for name, value in changes.items() if not name.startswith("data__")}
 
