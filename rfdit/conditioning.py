@@ -293,6 +293,6 @@ def drop_condition(
     return cond.where(keep, null.expand(len(cond)))
 
 
-def keeps_condition(*, probability: float, generator: SampleGenerator) -> Bool[Tensor, "b"]:
+def keeps_condition(*, probability: Fraction, generator: SampleGenerator) -> Bool[Tensor, "b"]:
     """False for the samples whose condition `drop_condition` replaces."""
     return generator.uniform() >= probability

@@ -46,19 +46,34 @@ class Route:
     """The tokens that some blocks see in a forward pass; the others pass these blocks by.
 
     first, last: numbers of the first and the last of these blocks, from 1.
-    kept: numbers of the tokens of each sample that go through them, ascending.
+    kept: numbers of the tokens of each sample that go through them, ascending; None for all. Blocks that no token goes
+        through are not computed.
+    left_out: True for samples for which a joined path (`RoutesTokens.path`) gives nothing.
     """
 
     first: int
     last: int
-    kept: Int[Tensor, "b k"]
+    kept: Int[Tensor, "b k"] | None = None
+    left_out: Bool[Tensor, "b"] | None = None
+
+    def repeated(self, times: int) -> "Route":
+        """That of so many copies of the batch, one after the other."""
+        kept = None if self.kept is None else self.kept.repeat(times, 1)
+        left_out = None if self.left_out is None else self.left_out.repeat(times)
+        return Route(self.first, self.last, kept, left_out)
 
 
 @runtime_checkable
 class RoutesTokens(Protocol):
-    """A backbone whose blocks need not see all tokens. route: of its next forward passes; None is all through all."""
+    """A backbone whose blocks need not see all tokens.
+
+    route: of its next forward passes; None is all through all.
+    path: the first and the last of the blocks whose output is joined with their input by layers of its own, and who can
+        be done without; None if it has no such layers.
+    """
 
     route: Route | None
+    path: tuple[int, int] | None
 
 
 @runtime_checkable
@@ -270,15 +285,19 @@ class Auxiliary(Protocol):
 class Routing(Protocol):
     """Chooses tokens that pass some of the blocks by, in training alone."""
 
-    def blocks(self, depth: int) -> tuple[int, int]:
+    def blocks(self, depth: int, path: tuple[int, int] | None) -> tuple[int, int]:
         """Numbers of the first and the last of these blocks, from 1, for a backbone of so many.
 
+        path: as of `RoutesTokens`.
         Raises ValueError if it does not have them.
         """
         ...
 
-    def kept(self, tokens: int, *, generator: SampleGenerator) -> Int[Tensor, "b k"] | None:
-        """Numbers of the tokens of each sample that go through them, ascending; None for all of so many."""
+    def kept(self, grid: tuple[int, int], *, generator: SampleGenerator) -> Int[Tensor, "b k"] | None:
+        """Numbers of the tokens of each sample that go through them, ascending; None for all.
+
+        grid: rows and columns of the tokens, which are numbered row by row.
+        """
         ...
 
 

@@ -83,7 +83,8 @@ PARTS: dict[Any, tuple[type, ...]] = {
     ),
     sampler.Guidance: (
         sampler.AdaptiveProjected, sampler.CFGRescale, sampler.CFGZeroStar, sampler.ClassifierFree,
-        sampler.EmbeddedGuidance, sampler.GuidanceInterval, sampler.NoGuidance, sampler.ThreeChannel,
+        sampler.EmbeddedGuidance, sampler.GuidanceInterval, sampler.NoGuidance, sampler.PathDrop,
+        sampler.ThreeChannel,
     ),
 }  # fmt: skip
 # The groups of a saved configuration that describe a model, with what each of them is.

@@ -40,7 +40,8 @@ def count_macs(
     meta = torch.device("meta")
     network, one = weightless(backbone), cond.map(lambda x: x[:1].to(meta))
     if route is not None:
-        route = replace(route, kept=route.kept[:1].to(meta))
+        kept, left_out = (None if x is None else x[:1].to(meta) for x in (route.kept, route.left_out))
+        route = replace(route, kept=kept, left_out=left_out)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), routed(network, route):
         network(torch.empty(1, *latent, device=meta), torch.empty(1, device=meta), one)
     return counter.get_total_flops() // 2

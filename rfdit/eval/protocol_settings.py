@@ -12,6 +12,7 @@ from rfdit.eval.evaluation import Evaluation
 from rfdit.eval.inputs import ChosenInputs
 from rfdit.eval.protocol import EvalProtocol
 from rfdit.pretrained.frozen import weights_digest
+from rfdit.protocols import Route
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import AdaptiveSolver, Guidance, HasGuide, Pipeline, ReadsNetwork, Sampler
 from rfdit.sampler.guidance import ToldToNetwork, innermost, with_innermost
@@ -126,10 +127,16 @@ def evaluations_per_image(sampler: Sampler, latent_shape: tuple[int, int, int]) 
 
 
 class _Counted:
-    """A network that returns zeros, and counts its evaluations. guidance: as of `TakesGuidance`."""
+    """A network of zeros that counts its evaluations, whole ones or without some of its blocks.
+
+    guidance: as of `TakesGuidance`.
+    """
+
+    path = (1, 1)
 
     def __init__(self, *, guidance: float | None) -> None:
         self.guidance, self.evaluations = guidance, 0
+        self.route: Route | None = None
 
     def __call__(self, z_t: Latent, t: Tensor, cond: Condition) -> Latent:
         self.evaluations += len(z_t)

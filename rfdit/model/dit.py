@@ -16,7 +16,7 @@ from rfdit.model.layers.norms import Norm, QKNorm
 from rfdit.model.layers.positions import Positions, make_positions
 from rfdit.model.layers.recompute import Recompute
 from rfdit.model.layers.rope import Order
-from rfdit.model.routing import Passage
+from rfdit.model.routing import Join, Passage
 from rfdit.protocols import Route
 
 
@@ -39,6 +39,8 @@ class DiT(nn.Module):
     time_scale: multiplies t in the time embedding; published checkpoints may have been trained with 1.
     out_channels: channels of the output, if not the latent's: twice as many for `prediction=noise` with a
         learned variance.
+    outer_blocks: blocks at either end, between which the others are a path whose output is joined with its input by a
+        linear layer, so that tokens or samples may be without it (`Join`); None joins nothing.
     durations: give mean velocities over times from t - `cond.duration` to t, too; see `TimeEmbedding`.
     guidance: of a network that takes the scale of guidance as an input, embedded like the time and added to it, the
         scale at which it is evaluated unless another is set; None for one without it. It has no effect at first.
@@ -74,11 +76,17 @@ class DiT(nn.Module):
         out_channels: Count | None = None,
         durations: bool = False,
         guidance: NotNegative | None = None,
+        outer_blocks: Count | None = None,
     ) -> None:
         super().__init__()
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
         self.guidance: Scale | None = guidance
+        self.path = None if outer_blocks is None else (outer_blocks + 1, depth - outer_blocks)
+        if self.path is not None and self.path[0] > self.path[1]:
+            raise ValueError(
+                f"model.outer_blocks={outer_blocks} at either end leave none of model.depth={depth} blocks between them"
+            )
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
@@ -109,6 +117,7 @@ class DiT(nn.Module):
             )
             for _ in range(depth)
         )
+        self.join = None if outer_blocks is None else Join(width=width)
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
@@ -137,8 +146,10 @@ class DiT(nn.Module):
         if self.guided is not None:
             y = y + self.guided(scales(self.guidance, t))
         *modulations, final = self.modulation(y)
-        passage = Passage(self.route, rotation)
+        passage = Passage(self.route, rotation, join=self.join, path=self.path)
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations), start=1):
             x = passage.enter(number, x)
-            x = passage.leave(number, block(x, modulation, passage.rotation))
+            if passage.has_tokens:
+                x = block(x, modulation, passage.rotation)
+            x = passage.leave(number, x)
         return self.final(x, final, grid)

@@ -91,6 +91,7 @@ class MMDiT(nn.Module):
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
         self.guidance: Scale | None = guidance
+        self.path: tuple[int, int] | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )

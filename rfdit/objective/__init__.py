@@ -8,6 +8,7 @@ from rfdit.objective.guidance_distillation import GuidanceDistillation
 from rfdit.objective.learned_weighting import UncertaintyWeighting
 from rfdit.objective.meanflow import MeanFlow
 from rfdit.objective.repa import REPA, ConvolutionProjector, MLPProjector
+from rfdit.objective.sprint import SPRINT
 from rfdit.objective.times import (
     CosMapTime,
     LogitNormalTime,
@@ -31,6 +32,7 @@ from rfdit.objective.weighting import (
 
 __all__ = [
     "REPA",
+    "SPRINT",
     "TREAD",
     "ContrastiveFlowMatching",
     "ConvolutionProjector",

@@ -27,8 +27,13 @@ class TREAD:
             raise ValueError(f"routing.rate={rate} must lie between 0 and 1, without 1")
         self.rate, self.first, self.last = rate, first, last
 
-    def blocks(self, depth: int) -> tuple[int, int]:
+    def blocks(self, depth: int, path: tuple[int, int] | None) -> tuple[int, int]:
         """As of `Routing`."""
+        if path is not None:
+            raise ValueError(
+                f"model.outer_blocks joins the blocks from {path[0]} to {path[1]} with what comes before them, and "
+                "routing=tread takes tokens past blocks of its own; use model.outer_blocks=null or routing=sprint"
+            )
         last = max(self.first, depth - AFTER) if self.last is None else self.last
         if not self.first <= last <= depth:
             raise ValueError(
@@ -37,8 +42,9 @@ class TREAD:
             )
         return self.first, last
 
-    def kept(self, tokens: int, *, generator: SampleGenerator) -> Int[Tensor, "b k"] | None:
+    def kept(self, grid: tuple[int, int], *, generator: SampleGenerator) -> Int[Tensor, "b k"] | None:
         """As of `Routing`: at least one of each sample."""
+        tokens = math.prod(grid)
         count = max(1, math.ceil((1 - self.rate) * tokens - SMALL))
         if count == tokens:
             return None

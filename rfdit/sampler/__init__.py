@@ -13,6 +13,7 @@ from rfdit.sampler.guidance import (
     HasGuide,
     HasScale,
     NoGuidance,
+    PathDrop,
     ThreeChannel,
 )
 from rfdit.sampler.pipeline import Pipeline
@@ -73,6 +74,7 @@ __all__ = [
     "LastStepGrid",
     "Midpoint",
     "NoGuidance",
+    "PathDrop",
     "Pipeline",
     "ReadsNetwork",
     "ResolutionGrid",

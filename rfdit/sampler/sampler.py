@@ -13,7 +13,7 @@ from rfdit.flow import shift_time
 from rfdit.limits import Count, Positive
 from rfdit.protocols import VelocityNetwork, takes_durations
 from rfdit.randomness import SampleGenerator
-from rfdit.sampler.guidance import Guidance, follows_condition_alone
+from rfdit.sampler.guidance import ChecksNetwork, Guidance, follows_condition_alone, innermost
 from rfdit.sampler.solvers import AsksForMeans, ReadsNetwork, Solver, StochasticSolver
 from rfdit.sampler.time_grids import TimeGrid, UniformGrid
 
@@ -50,6 +50,8 @@ class Sampler:
     def check(self, network: VelocityNetwork) -> None:
         """Raises ValueError for a network that it does not sample from, or not with its guidance."""
         self._check_guidance()
+        if isinstance(guidance := innermost(self.guidance), ChecksNetwork):
+            guidance.check(network)
         if isinstance(self.solver, ReadsNetwork):
             self.solver.reading(network)
         if takes_durations(network) and not self._asks_for_means:

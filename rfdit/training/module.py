@@ -183,7 +183,7 @@ class FlowModule(L.LightningModule):
         route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
         if self._reference is not None:
             z0, cond = self._pairs(z0, cond, batch, generator)
-            route = route and replace(route, kept=route.kept.repeat(2, 1))
+            route = route and route.repeated(2)
         with routed(network.backbone, route):
             if isinstance(self.objective, ComparesPairs):
                 assert self._reference is not None

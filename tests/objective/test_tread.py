@@ -16,7 +16,7 @@ def generator(*keys: int) -> SampleGenerator:
 )
 def test_a_share_of_the_tokens_is_kept(rate: float, tokens: int, count: int) -> None:
     """ceil((1 - rate) tokens) of each sample, in order, none of them twice."""
-    kept = TREAD(rate=rate).kept(tokens, generator=generator(*range(50)))
+    kept = TREAD(rate=rate).kept((1, tokens), generator=generator(*range(50)))
     assert kept is not None
     assert kept.shape == (50, count)
     assert (kept.diff(dim=1) > 0).all()
@@ -25,13 +25,13 @@ def test_a_share_of_the_tokens_is_kept(rate: float, tokens: int, count: int) -> 
 
 
 def test_nothing_is_drawn_at_rate_0() -> None:
-    assert TREAD(rate=0.0).kept(16, generator=generator(1, 2)) is None
+    assert TREAD(rate=0.0).kept((4, 4), generator=generator(1, 2)) is None
 
 
 def test_the_choice_is_the_samples_own() -> None:
     """It depends on a sample's position alone, not on its batch."""
-    whole = TREAD().kept(64, generator=generator(4, 5, 6, 7))
-    part = TREAD().kept(64, generator=generator(6, 4))
+    whole = TREAD().kept((8, 8), generator=generator(4, 5, 6, 7))
+    part = TREAD().kept((8, 8), generator=generator(6, 4))
     assert whole is not None
     assert part is not None
     assert torch.equal(part, whole[[2, 0]])
@@ -39,14 +39,14 @@ def test_the_choice_is_the_samples_own() -> None:
 
 
 def test_every_token_is_as_likely() -> None:
-    kept = TREAD().kept(16, generator=generator(*range(4000)))
+    kept = TREAD().kept((4, 4), generator=generator(*range(4000)))
     assert kept is not None
     assert kept.flatten().bincount(minlength=16) / 4000 == pytest.approx([0.5] * 16, abs=0.04)
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(12, (3, 9)), (28, (3, 25)), (4, (3, 3))])
 def test_the_blocks_are_those_of_the_paper(depth: int, blocks: tuple[int, int]) -> None:
-    assert TREAD().blocks(depth) == blocks
+    assert TREAD().blocks(depth, None) == blocks
 
 
 @pytest.mark.parametrize(("first", "last"), [(3, 5), (3, 2), (5, None)])
@@ -54,4 +54,9 @@ def test_blocks_that_there_are_not(first: int, last: int | None) -> None:
     with pytest.raises(
         ValueError, match=rf"routing\.first={first}, routing\.last={last} must be blocks of the"
     ):
-        TREAD(first=first, last=last).blocks(4)
+        TREAD(first=first, last=last).blocks(4, None)
+
+
+def test_a_joined_path_is_not_its_own() -> None:
+    with pytest.raises(ValueError, match=r"model\.outer_blocks joins the blocks from 3 to 10"):
+        TREAD().blocks(12, (3, 10))

@@ -49,6 +49,7 @@ EXPRESSIBLE: dict[str, tuple[Any, ...]] = {
     "patch_bottleneck": (None,),
     "durations": (False,),
     "guidance": (None,),
+    "outer_blocks": (None,),
 }
 
 
