@@ -64,19 +64,6 @@ class Route:
 
 
 @runtime_checkable
-class RoutesTokens(Protocol):
-    """A backbone whose blocks need not see all tokens.
-
-    route: of its next forward passes; None is all through all.
-    path: the first and the last of the blocks whose output is joined with their input by layers of its own, and who can
-        be done without; None if it has no such layers.
-    """
-
-    route: Route | None
-    path: tuple[int, int] | None
-
-
-@runtime_checkable
 class TakesDurations(Protocol):
     """A backbone that may also give the mean velocity over the time from r to t, u(z_t, r, t).
 

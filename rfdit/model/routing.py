@@ -15,13 +15,25 @@ from rfdit.protocols import (
     Auxiliary,
     Backbone,
     Route,
-    RoutesTokens,
     Routing,
     StandsFor,
     VelocityNetwork,
     class_name,
 )
 from rfdit.randomness import SampleGenerator
+
+
+@runtime_checkable
+class RoutesTokens(Protocol):
+    """A backbone whose blocks need not see all tokens.
+
+    route: of its next forward passes; None is all through all.
+    path: the first and the last of the blocks whose output is joined with their input by layers of its own, and who can
+        be done without; None if it has no such layers.
+    """
+
+    route: Route | None
+    path: tuple[int, int] | None
 
 
 @runtime_checkable

@@ -67,6 +67,7 @@ def test_guidances(option: str) -> None:
         sampler.guidance.guide = GaussianBackbone()
     network: Any = GaussianBackbone()
     network.route, network.path = None, (1, 1)  # as one that may leave blocks out
+    network.guidance = 1.0 if option == "embedded" else None  # as one that takes the scale
     assert mean_of(sampler, network) == pytest.approx(MEAN, abs=0.1)
 
 
