@@ -57,13 +57,15 @@ def test_json_is_one_object(plan: Any) -> None:
 
 @pytest.mark.slow
 def test_the_papers_sweep(plan: Any) -> None:
-    printed = plan("-m", "size=s,b,l,xl", "patch=p2,p4,p8", "json=true", *PAPERS)
+    """The ends of it; tests/cost/test_count.py has all twelve points."""
+    printed = plan("-m", "size=s,xl", "patch=p2,p8", "json=true", *PAPERS)
     points = list(map(json.loads, printed.splitlines()))
     found = {" ".join(point["name"].split()[:2]): point for point in points}  # then come the same for all
-    assert len(found) == 12
-    for size, parameters in PARAMETERS.items():
-        assert found[f"size={size} patch=p2"]["parameters"] == parameters
-        for patch, gmacs in GMACS[size].items():
+    assert len(found) == 4
+    for size in ("s", "xl"):
+        assert found[f"size={size} patch=p2"]["parameters"] == PARAMETERS[size]
+        for patch in (2, 8):
+            gmacs = GMACS[size][patch]
             tolerance = 10.0 ** -len(gmacs.split(".")[1])
             assert found[f"size={size} patch=p{patch}"]["gmacs"] == pytest.approx(float(gmacs), abs=tolerance)
 
