@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -25,8 +26,11 @@ from rfdit.generate.request import read_request
 from rfdit.generate.uses.from_image import vary
 from rfdit.generate.uses.use import FromNoise, inputs_of
 from rfdit.images import UInt8Images
-from rfdit.playground.form import Form, Settings, Upload
+from rfdit.playground.form import Choice, Form, Settings, Upload
+from rfdit.sampler import Sampler
 from rfdit.sampler.fields import Observed
+
+UNGUIDED = {"_target_": "rfdit.sampler.NoGuidance"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,32 @@ class PlaygroundModel:
         self._lock = Lock()
         settings = PipelineSettings.from_config(composed("sample", self._overrides))
         self.pipeline = load_pipeline(saved, settings)
+        self._offer_what_serves()
+
+    def _offer_what_serves(self) -> None:
+        """Leave out of the form the solvers and guidances that are for networks of another kind."""
+        network = self.pipeline.network
+        null = network.conditioner.null(device=self.pipeline.device)
+
+        def serves(choice: Choice, **changed: Any) -> bool:
+            try:
+                sampler: Sampler = build(choice.node | changed)
+                sampler.check(network.backbone)
+                sampler.guidance(network.backbone, null, null)  # makes a field, and evaluates nothing
+            except ValueError:
+                return False
+            return True
+
+        form = self.form
+        form.solvers = {
+            name: solver for name, solver in form.solvers.items() if serves(solver, guidance=UNGUIDED)
+        }
+        first = next(iter(form.solvers.values()))
+        form.guidances = {
+            name: guidance
+            for name, guidance in form.guidances.items()
+            if serves(first, guidance=guidance.node)
+        }
 
     @property
     def title(self) -> str:

@@ -21,7 +21,7 @@ VelocityPair = Callable[[Latent, Tensor], tuple[Latent, Latent]]  # (z, t of sha
 
 @runtime_checkable
 class Guidance(Protocol):
-    """Makes the field that a solver integrates; networks know nothing of guidance."""
+    """Makes the field that a solver integrates from evaluations of a network."""
 
     def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         """A field (z of (b, c, h, w), t of ()) -> v, float32.

@@ -54,6 +54,7 @@ def make_cache(
         },
         "autoencoder": autoencoder,
         "text_encoder": text_encoder,
+        "auxiliary": None,
     }
     encode(config | changes)
 
