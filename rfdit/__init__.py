@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rfdit.processes.late_packages import import_late
+from rfdit.processes.lazy_packages import import_lazily
 from rfdit.processes.threads import wait_briefly
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 wait_briefly()  # before anything imports torch
-import_late()
+import_lazily()
 __all__ = ["__version__", "compose", "load", "train"]
 # What `rfdit.NAME` is; imported at the first access, since it takes seconds.
 LAZY = {

@@ -19,7 +19,7 @@ class Batch:
     """Samples as a data source delivers them.
 
     images: uint8 RGB; they reach the device as bytes and are scaled there. None for cached latents.
-    rejected: of data in pairs, for each image another one of the same condition, to which it is preferred.
+    rejected: of preference pairs, the image that was rejected in favour of each of `images`, under the same condition.
     positions: each sample's position in the endless stream. All randomness of a sample (noise, time,
         dropped caption, augmentation) is a function of (seed, position).
     moments: cached latents: the output of the autoencoder's encoder, before normalisation.
@@ -27,7 +27,7 @@ class Batch:
     condition: cached text features of the captions.
     features: cached features of the clean images, from the teacher of an auxiliary loss.
     micro: numbers of micro-conditioning, one for each of its fields.
-    noise: seed and key of the noise that each latent was made from, of recorded pairs.
+    noise: of recorded pairs, seed and key of the noise that each latent was made from.
     keys: the samples' names, for reports.
     skipped: counts, by reason, of the samples of this batch that could not be used.
     """

@@ -25,14 +25,14 @@ class TakesGuidance(Protocol):
 
 
 def guided_network(backbone: object) -> TakesGuidance | None:
-    """The network whose `guidance` decides for a backbone; None if it has no input for it."""
+    """The network within a backbone that takes the scale of guidance; None if there is no such input."""
     network = backbone.network if isinstance(backbone, StandsFor) else backbone
     return network if isinstance(network, TakesGuidance) and network.guidance is not None else None
 
 
 @contextmanager
 def at_scale(network: TakesGuidance, scale: Scale) -> Iterator[None]:
-    """Forward passes of a network are at this scale of guidance in this context."""
+    """Context in which a network is evaluated at this scale of guidance."""
     own = network.guidance
     network.guidance = scale
     try:

@@ -57,7 +57,7 @@ class Route:
     left_out: Bool[Tensor, "b"] | None = None
 
     def repeated(self, times: int) -> "Route":
-        """That of so many copies of the batch, one after the other."""
+        """The route of `times` copies of the batch, one after another."""
         kept = None if self.kept is None else self.kept.repeat(times, 1)
         left_out = None if self.left_out is None else self.left_out.repeat(times)
         return Route(self.first, self.last, kept, left_out)
@@ -67,7 +67,7 @@ class Route:
 class TakesDurations(Protocol):
     """A backbone that may also give the mean velocity over the time from r to t, u(z_t, r, t).
 
-    durations: it does, for `Condition.duration` = t - r.
+    durations: True if it does, given `Condition.duration` = t - r.
     """
 
     durations: bool
@@ -190,7 +190,7 @@ class Objective(Protocol):
 class GuidesTarget(Protocol):
     """An objective whose target may be guided, which takes the network's velocity under the null condition.
 
-    guided: it is.
+    guided: True if it is.
     """
 
     guided: bool
@@ -226,7 +226,7 @@ class ComparesPairs(Protocol):
 
         reference: the network as it was before this training; it has no gradients.
         z0: (2b, c, h, w) clean latents, of all preferred images and then of the rejected ones, in the same order.
-        cond: of all 2b; the two images of a pair have the same. generator: that of the pairs, with b keys.
+        cond: the conditions of all 2b images, equal within a pair. generator: that of the pairs, with b keys.
         """
         ...
 

@@ -90,8 +90,8 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
     known = read_manifest(str(out / MANIFEST)).shards if (out / MANIFEST).exists() else {}
     names = shard_names(shards, known)
     autoencoder, text_encoder = build(config["autoencoder"]), frozen_text_encoder(config["text_encoder"])
-    taught_by = config["auxiliary"] and config["auxiliary"]["teacher"]
-    teacher = taught_by and build(taught_by)
+    teacher_node = config["auxiliary"] and config["auxiliary"]["teacher"]
+    teacher = teacher_node and build(teacher_node)
     decoder, buckets = build(data["decoder"]), data.get("buckets") and build(data["buckets"])
     if isinstance(decoder, CacheDecoder):
         raise ValueError("data: there are no images to encode; data=latents is encoded already")
@@ -107,10 +107,10 @@ def encode(config: dict[str, Any], command: str = "", stop: StopSignal | None = 
         dtype=config["dtype"],
         autoencoder=encoder_settings(config["autoencoder"]) or {},
         text_encoder=encoder_settings(config["text_encoder"]),
-        teacher=encoder_settings(taught_by),
+        teacher=encoder_settings(teacher_node),
         weights=weights_of("autoencoder", config["autoencoder"], autoencoder)
         | weights_of("text_encoder", config["text_encoder"], text_encoder)
-        | weights_of(TEACHER, taught_by, teacher),
+        | weights_of(TEACHER, teacher_node, teacher),
         arithmetic=arithmetic_of(
             device, autoencoder=autoencoder, text_encoder=text_encoder, **{TEACHER: teacher}
         ),

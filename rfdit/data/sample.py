@@ -47,7 +47,7 @@ class Sample:
     condition: one row of text features, from sources that have them cached.
     features: those of the image's patches, likewise.
     micro: numbers of micro-conditioning, if the decoder is set to find them.
-    noise: seed and key of the noise that the latent was made from, of recorded pairs.
+    noise: of recorded pairs, seed and key of the noise that the latent was made from.
     """
 
     key: str

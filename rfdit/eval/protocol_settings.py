@@ -15,7 +15,7 @@ from rfdit.pretrained.frozen import weights_digest
 from rfdit.protocols import Route
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import AdaptiveSolver, Guidance, HasGuide, Pipeline, ReadsNetwork, Sampler
-from rfdit.sampler.guidance import ToldToNetwork, innermost, with_innermost
+from rfdit.sampler.guidance import IsNetworkInput, innermost, with_innermost
 
 # Attributes that change speed alone, and the path of a guide, whose weights are identified by their sha256.
 NO_SETTINGS = {"batched", "ckpt"}
@@ -108,7 +108,7 @@ def evaluations_per_image(sampler: Sampler, latent_shape: tuple[int, int, int]) 
     """
     if isinstance(sampler.solver, AdaptiveSolver):
         return None
-    count = _Counted(guidance=1.0 if isinstance(innermost(sampler.guidance), ToldToNetwork) else None)
+    count = _Counted(guidance=1.0 if isinstance(innermost(sampler.guidance), IsNetworkInput) else None)
 
     def with_guide(guidance: Guidance) -> Guidance:
         if isinstance(guidance, HasGuide):

@@ -27,7 +27,7 @@ from rfdit.randomness import SampleGenerator
 class RoutesTokens(Protocol):
     """A backbone whose blocks need not see all tokens.
 
-    route: of its next forward passes; None is all through all.
+    route: the route of its next forward passes; None sends all tokens through all blocks.
     path: the first and the last of the blocks whose output is joined with their input by layers of its own, and who can
         be done without; None if it has no such layers.
     """
@@ -41,12 +41,12 @@ class LeavesPathOut(Protocol):
     """A routing that leaves the joined path out for some samples."""
 
     def left_out(self, *, generator: SampleGenerator) -> Bool[Tensor, "b"] | None:
-        """True for these samples; None if there are none."""
+        """True for the samples that leave the path out; None if none does."""
         ...
 
 
 def routed_network(backbone: VelocityNetwork) -> RoutesTokens | None:
-    """The network whose `route` decides for a backbone; None if its blocks see all tokens always."""
+    """The network within a backbone that routes tokens; None if its blocks always see all tokens."""
     network = backbone.network if isinstance(backbone, StandsFor) else backbone
     return network if isinstance(network, RoutesTokens) else None
 
@@ -58,7 +58,7 @@ def _blocks(routing: Routing, backbone: Backbone) -> tuple[int, int]:
 
 @contextmanager
 def routed(backbone: VelocityNetwork, route: Route | None) -> Iterator[None]:
-    """Forward passes of a backbone go by a route in this context."""
+    """Context in which a backbone's forward passes follow a route."""
     if route is None:
         yield
         return

@@ -23,8 +23,8 @@ class DiffusionDPO:
         e = ||v_theta(z_t, c, t) - (z1 - z0)||^2        the mean over latent dimensions
 
     where e_ref is the error of a frozen reference, and both images of a pair have the same time, noise and condition.
-    The loss is log 2 where the network is the reference; its derivative by the difference of differences is beta / 2
-    sigmoid(-m), so beta / 4 there, for w = 1.
+    The loss is log 2 where the network is the reference; its derivative with respect to the difference of the two
+    differences is beta / 2 sigmoid(-m), so beta / 4 there, for w = 1.
 
     `per_sample` is the error of the preferred image. The log has the share of pairs with m > 0 as `accuracy`, ties
     counted one half, m as `margin`, and e - e_ref of both images as `preferred` and `rejected`.

@@ -49,12 +49,12 @@ class MeanFlow:
     tangent: the v in du/dt: `sample` has that of the target, `prediction` the network's own u(z_t, t, t, c), which does
         not depend on the sample's noise, as in the improved method. Both have the same mean.
     low, high: times between which the target is guided.
-    The derivative is of the network as it is in training, but for its attention, which is computed by products.
+    The derivative is that of the network in training mode; only its attention is not fused.
     Costs about two forward passes beside those of `VelocityMatching`, and one more for each velocity of the network
     in tangent and target.
 
     Raises ValueError for settings outside of their limits, a learned weighting, a network without durations or of
-    another prediction, and layers without forward derivatives.
+    another prediction, and layers without forward-mode derivatives.
     """
 
     def __init__(
@@ -180,11 +180,11 @@ def total_derivative(
     duration: Time,
     tangent: Latent,
 ) -> Float[Tensor, "b c h w"]:
-    """du/dt = tangent d_z u + d_t u of u(z_t, r, t) with r = t - duration held, by forward differentiation.
+    """du/dt = tangent d_z u + d_t u of u(z_t, r, t) with r = t - duration held, by forward-mode differentiation.
 
-    Without a graph, so that it goes with every way of recomputing activations. Compiled blocks run as they are written,
-    and fused attention is computed by its products, since neither has forward derivatives.
-    Raises ValueError for layers without forward derivatives.
+    No graph is kept, so that it works with activation checkpointing of every kind. Compiled blocks run eagerly,
+    and fused attention is computed by its products, since neither has forward-mode derivatives.
+    Raises ValueError for layers without them.
     """
     one = torch.ones_like(t)
     with (

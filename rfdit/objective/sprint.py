@@ -15,8 +15,8 @@ class SPRINT:
     those that did not go through. For some samples m is in the place of all of g, so that the network also knows to do
     without the path, as path-drop guidance does.
 
-    side: of the groups; 2 leaves three quarters of the tokens out, and 1 none, for the last steps of a training.
-    drop: probability with which a sample is without the path.
+    side: side of the groups; 2 leaves out three quarters of the tokens, and 1 none, for the last steps of training.
+    drop: probability with which a sample leaves out the whole path.
     Which tokens and samples these are depends on the seed and the sample's position in the stream alone.
     Raises ValueError for a model without such a path, and a side that does not divide the tokens' grid.
     """

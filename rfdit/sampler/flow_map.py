@@ -10,7 +10,7 @@ from rfdit.protocols import VelocityNetwork, takes_durations
 from rfdit.sampler.solvers import Euler, VelocityField
 
 
-class OverStep:
+class MeanOverStep:
     """A velocity network that gives the mean velocity over the step to come.
 
     duration: that of the step, of shape ().
@@ -36,7 +36,7 @@ class FlowMap:
     mean_velocities = True
 
     def __init__(self) -> None:
-        self._over_step: OverStep | None = None
+        self._over_step: MeanOverStep | None = None
 
     def reading(self, network: VelocityNetwork) -> tuple["FlowMap", VelocityNetwork]:
         """The solver for one network, and the network to guide in place of it; ValueError for one without durations."""
@@ -46,7 +46,7 @@ class FlowMap:
                 "velocities at single times; use sampler=euler or heun"
             )
         other = FlowMap()
-        other._over_step = OverStep(network)
+        other._over_step = MeanOverStep(network)
         return other, other._over_step
 
     def alone(self) -> Euler:

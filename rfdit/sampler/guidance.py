@@ -78,7 +78,7 @@ class Surrounds(Protocol):
 
 
 @runtime_checkable
-class ToldToNetwork(Protocol):
+class IsNetworkInput(Protocol):
     """A guidance whose scale is an input of the network. also: another one on top of it; None for none."""
 
     also: Guidance | None
@@ -224,11 +224,15 @@ class EmbeddedGuidance:
                 "guidance=embedded needs a model that takes the scale as an input (model.guidance); use guidance=cfg"
             )
 
-        def told(z_t: Latent, t: Time, cond: Condition) -> Latent:
+        def at_this_scale(z_t: Latent, t: Time, cond: Condition) -> Latent:
             with at_scale(network, self.scale):
                 return backbone(z_t, t, cond)
 
-        return conditional_field(told, cond) if self.also is None else self.also(told, cond, null)
+        return (
+            conditional_field(at_this_scale, cond)
+            if self.also is None
+            else self.also(at_this_scale, cond, null)
+        )
 
 
 class ThreeChannel:

@@ -14,7 +14,7 @@ from rfdit.limits import Count, Positive
 from rfdit.protocols import VelocityNetwork, takes_durations
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler.guidance import ChecksNetwork, Guidance, follows_condition_alone, innermost
-from rfdit.sampler.solvers import AsksForMeans, ReadsNetwork, Solver, StochasticSolver
+from rfdit.sampler.solvers import ReadsNetwork, Solver, StochasticSolver, UsesMeanVelocities
 from rfdit.sampler.time_grids import TimeGrid, UniformGrid
 
 UNIFORM = UniformGrid()
@@ -54,22 +54,22 @@ class Sampler:
             guidance.check(network)
         if isinstance(self.solver, ReadsNetwork):
             self.solver.reading(network)
-        if takes_durations(network) and not self._asks_for_means:
+        if takes_durations(network) and not self._uses_mean_velocities:
             raise ValueError(
                 f"sampler.solver={type(self.solver).__name__} asks for velocities at single times, and this model is "
                 "one of mean velocities over steps (model.durations=true); use a sampler with the solver FlowMap"
             )
 
     def _check_guidance(self) -> None:
-        if self._asks_for_means and not follows_condition_alone(self.guidance):
+        if self._uses_mean_velocities and not follows_condition_alone(self.guidance):
             raise ValueError(
                 f"guidance={type(self.guidance).__name__} is for velocities at single times, and mean velocities over "
                 "steps are guided in training; use guidance=none"
             )
 
     @property
-    def _asks_for_means(self) -> bool:
-        return isinstance(self.solver, AsksForMeans) and self.solver.mean_velocities
+    def _uses_mean_velocities(self) -> bool:
+        return isinstance(self.solver, UsesMeanVelocities) and self.solver.mean_velocities
 
     def times(self, device: torch.device, latent_size: tuple[int, int] | None = None) -> Float32[Tensor, "n"]:
         """The N + 1 times, from exactly 1 down to exactly 0.

@@ -56,10 +56,10 @@ class ReadsNetwork(Protocol):
 
 
 @runtime_checkable
-class AsksForMeans(Protocol):
+class UsesMeanVelocities(Protocol):
     """A solver whose steps take the mean velocity over them, which is guided in training, if at all.
 
-    mean_velocities: it does.
+    mean_velocities: True if they do.
     """
 
     mean_velocities: bool

@@ -71,7 +71,7 @@ class FlowModule(L.LightningModule):
         if _guides_target(objective) and not network.conditioner.drop:
             raise ValueError(
                 "objective guides its target away from the null condition, which conditioner.drop=0 does not train; "
-                "give conditioner.drop=0.1, or objective.omega=1 and objective.kappa=0"
+                "give conditioner.drop=0.1, or an objective whose target is not guided"
             )
         if routing is not None:
             check_routing(routing, network.backbone, network.auxiliary)

@@ -80,7 +80,7 @@ class TakesLatents(Protocol):
     """An `Output` of latents that are not decoded; settings of its jobs have them under `latents`."""
 
     def check_pairs(self, use: Use, request: SampleRequest, solver: Solver | StochasticSolver) -> None:
-        """Raises ValueError for images that are not what the noise of each becomes by one and the same map."""
+        """Raises ValueError if the images are not a deterministic function of their noise alone."""
         ...
 
 

@@ -26,13 +26,13 @@ TRITON = (
 def has_kernels(x: Tensor) -> bool:
     """True if the kernels can serve these tokens: float32, on a GPU for which Triton can build them.
 
-    They have no forward derivatives, so that they do not serve where these are computed.
+    They have no forward-mode derivatives, so that they do not serve where these are computed.
     """
     return TRITON and x.is_cuda and x.dtype == torch.float32 and not _differentiates_forward()
 
 
 def _differentiates_forward() -> bool:
-    # The compiler never sees it: what it has compiled drops forward derivatives.
+    # The compiler never sees it: what it has compiled drops forward-mode derivatives.
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 

@@ -239,6 +239,6 @@ class TimeEmbedding(nn.Module):
             return y + self.duration(torch.zeros_like(t) if duration is None else duration)
         if duration is not None:
             raise ValueError(
-                "model.durations=false knows velocities at single times; give true for durations"
+                "model.durations=false has velocities at single times only; use model.durations=true"
             )
         return y

@@ -1,4 +1,4 @@
-"""Packages of which a start needs a small part, imported as far as they are used.
+"""Lazy imports of packages of which most runs need a small part.
 
 Lightning needs two classes of torchmetrics, and the default text encoder the tokenizer of open_clip. Importing the
 packages brings all of their metrics and models, and with them torchvision, transformers, timm, scipy's signals and
@@ -35,7 +35,7 @@ PACKAGES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
 }
 
 
-class _LatePackage(ModuleType):
+class _LazyPackage(ModuleType):
     """A package whose `__init__` runs at the first access to a name that it alone has."""
 
     def __getattr__(self, name: str) -> Any:
@@ -44,18 +44,18 @@ class _LatePackage(ModuleType):
         if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         loader = self.__loader__
-        assert isinstance(loader, _LateLoader)
+        assert isinstance(loader, _LazyLoader)
         loader.load(self)
         return getattr(self, name)
 
 
-class _LateLoader(Loader):
+class _LazyLoader(Loader):
     def __init__(self, own: Loader) -> None:
         self.own = own
         self._lock = threading.RLock()
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
-        return _LatePackage(spec.name)
+        return _LazyPackage(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing yet."""
@@ -63,7 +63,7 @@ class _LateLoader(Loader):
     def load(self, module: ModuleType) -> None:
         """Run the package's own `__init__`, once."""
         with self._lock:
-            if isinstance(module, _LatePackage):
+            if isinstance(module, _LazyPackage):
                 module.__class__ = ModuleType  # type: ignore[assignment]
                 self.own.exec_module(module)
 
@@ -76,11 +76,11 @@ class _Finder(MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LateLoader(spec.loader)
+            spec.loader = _LazyLoader(spec.loader)
         return spec
 
 
-def import_late() -> None:
+def import_lazily() -> None:
     """Let later imports of `PACKAGES` bring no more of them than is used. Only the first call counts."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
