@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,12 @@ def multiplies_bf16_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Context in which products are computed in the dtypes of their factors. like: a tensor on the device."""
+    # Meta tensors, on which costs are counted, have no autocast to switch off.
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def device_in_words(device: torch.device, count: int = 1) -> str:

@@ -327,7 +327,9 @@ class HasEncoders(Protocol):
 
 @runtime_checkable
 class DropsParts(Protocol):
-    """A text encoder whose parts are dropped in training, each on its own."""
+    """A text encoder whose parts are dropped in training. drop: the probability of each, by name."""
+
+    drop: Mapping[str, float]
 
     def drop_parts(self, cond: Condition, null: Condition, *, generator: SampleGenerator) -> Condition:
         """The conditions of a batch with some parts replaced by those of `null`, one row."""

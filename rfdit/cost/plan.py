@@ -150,9 +150,13 @@ def activations(
         return estimate(build_on_meta(config, depth=blocks, recompute=recompute))
 
     depth, sizes = config["model"]["depth"], {}
+    few = max(
+        2, 2 * (config["model"].get("outer_blocks") or 0) + 1
+    )  # the fewest blocks of which there may be more
     for recompute in RECOMPUTE:
-        two = estimate_blocks(min(depth, 2), recompute)
-        sizes[recompute] = two if depth <= 2 else two + (depth - 2) * (estimate_blocks(3, recompute) - two)
+        size = estimate_blocks(min(depth, few), recompute)
+        more = 0 if depth <= few else estimate_blocks(few + 1, recompute) - size
+        sizes[recompute] = size + max(0, depth - few) * more
     return sizes
 
 

@@ -114,6 +114,11 @@ def collate(samples: Sequence[Sample], positions: Int[Tensor, "b"]) -> Batch:
     micro = [sample.micro for sample in samples if sample.micro is not None]
     noise = [sample.noise for sample in samples if sample.noise is not None]
     conditions = [sample.condition for sample in samples if sample.condition is not None]
+    for name, found in (("the noise of pairs", noise), ("features of the images", features)):
+        if 0 < len(found) < len(samples):
+            raise ValueError(
+                f"data.shards: some of the samples have {name} and others have not; train on latents of one kind"
+            )
     # In a worker, PyTorch's collation stacks into shared memory, which saves a copy.
     return Batch(
         images=default_collate(images) if images else None,

@@ -1,6 +1,7 @@
 """The network of a saved model, from which another one learns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from rfdit.batch import Batch, Condition, Latent, Time
 from rfdit.checkpoint.registry import check_saved
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.generate.load import load_network
+from rfdit.guided import guided_network
 from rfdit.interchange.source import open_named
 from rfdit.limits import Index
 from rfdit.network import Network
@@ -63,6 +65,11 @@ class FrozenTeacher:
                 self._network = load_network(saved, self.weights)
             except ValueError as error:
                 raise ValueError(f"teacher.{error}" if str(error).startswith("weights=") else error) from None
+        if guided_network(self._network.backbone) is not None:
+            raise ValueError(
+                f"teacher.ckpt={self.ckpt} takes the scale of guidance as an input, and would be guided twice; give a "
+                "model without model.guidance"
+            )
 
     def read(self, batch: Batch, *, device: torch.device) -> None:
         """As of `Teacher`."""
@@ -70,6 +77,8 @@ class FrozenTeacher:
         if next(network.parameters()).device != device:
             network.to(device)
         conditioner = network.conditioner
+        if batch.captions is not None:  # features that were cached are those of the run's own encoder
+            batch = replace(batch, condition=None)
         with torch.no_grad():
             cond = conditioner(conditioner.inputs(batch), device=device)
             self._conditions = cond, conditioner.null(device=device).expand(len(cond))

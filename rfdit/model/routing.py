@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
+from rfdit.device import without_autocast
 from rfdit.model.layers.embeddings import token_grid
 from rfdit.model.layers.rope import Rotation
 from rfdit.protocols import (
@@ -148,7 +149,10 @@ class Join(nn.Module):
         if route is not None and route.left_out is not None:
             y = torch.where(route.left_out[:, None, None], self.token.to(y.dtype), y)
         dtype = torch.promote_types(x.dtype, y.dtype)
-        return self.linear(torch.cat([x.to(dtype), y.to(dtype)], dim=-1))
+        # Outside of autocast, since what flows between blocks is float32 throughout.
+        with without_autocast(x):
+            joined = torch.cat([x.to(dtype), y.to(dtype)], dim=-1).to(self.linear.weight.dtype)
+            return self.linear(joined).to(dtype)
 
 
 class Passage:

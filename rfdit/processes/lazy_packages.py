@@ -45,14 +45,15 @@ class _LazyPackage(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         loader = self.__loader__
         assert isinstance(loader, _LazyLoader)
-        loader.load(self)
+        if not loader.load(self):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
         return getattr(self, name)
 
 
 class _LazyLoader(Loader):
     def __init__(self, own: Loader) -> None:
         self.own = own
-        self._lock = threading.RLock()
+        self._lock, self._loading = threading.RLock(), False
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return _LazyPackage(spec.name)
@@ -60,12 +61,22 @@ class _LazyLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Nothing yet."""
 
-    def load(self, module: ModuleType) -> None:
-        """Run the package's own `__init__`, once."""
+    def load(self, module: ModuleType) -> bool:
+        """Run the package's own `__init__`, once; False if this is asked for in the middle of it.
+
+        Another thread waits until it has run. After an error, which is raised, the next access tries again.
+        """
         with self._lock:
+            if self._loading:
+                return False
             if isinstance(module, _LazyPackage):
+                self._loading = True
+                try:
+                    self.own.exec_module(module)
+                finally:
+                    self._loading = False
                 module.__class__ = ModuleType  # type: ignore[assignment]
-                self.own.exec_module(module)
+            return True
 
 
 class _Finder(MetaPathFinder):

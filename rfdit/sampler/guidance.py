@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.guided import at_scale, guided_network
+from rfdit.guided import TakesGuidance, at_scale, guided_network
 from rfdit.limits import Fraction, NotNegative
 from rfdit.model.routing import without_path
 from rfdit.protocols import VelocityNetwork
@@ -90,18 +90,23 @@ def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityFie
     return lambda z, t: backbone(z, t.to(z.device).expand(len(z)), cond).float()
 
 
-def velocity_pair(
-    backbone: VelocityNetwork, cond: Condition, null: Condition, *, batched: bool
-) -> VelocityPair:
-    """The conditional and the null velocity, c and u, under each condition in turn or both in one batch.
-
-    Raises ValueError for a network that takes the scale of guidance as an input: it would be guided twice.
-    """
+def check_unguided(backbone: VelocityNetwork) -> None:
+    """Raises ValueError for a network that takes the scale of guidance as an input: it would be guided twice."""
     if guided_network(backbone) is not None:
         raise ValueError(
             "guidance would be applied twice: the model takes its scale as an input (model.guidance); use "
             "guidance=embedded guidance.scale=..., or both by guidance=embedded +guidance@guidance.also=cfg"
         )
+
+
+def velocity_pair(
+    backbone: VelocityNetwork, cond: Condition, null: Condition, *, batched: bool
+) -> VelocityPair:
+    """The conditional and the null velocity, c and u, under each condition in turn or both in one batch.
+
+    Raises ValueError as `check_unguided` does.
+    """
+    check_unguided(backbone)
     if not batched:
         c, u = conditional_field(backbone, cond), conditional_field(backbone, null)
         return lambda z, t: (c(z, t), u(z, t))
@@ -132,6 +137,8 @@ def follows_condition_alone(guidance: Guidance) -> bool:
         return follows_condition_alone(guidance.inside)
     if isinstance(guidance, Surrounds):
         return follows_condition_alone(guidance.guidance)
+    if isinstance(guidance, IsNetworkInput) and guidance.also is not None:
+        return False
     return guidance.scale == 1 if isinstance(guidance, HasScale) else isinstance(guidance, Unscaled)
 
 
@@ -211,18 +218,32 @@ class EmbeddedGuidance:
     It takes one evaluation, where classifier-free guidance takes two.
     scale: the input of the network; 1 is the plain conditional.
     also: another guidance on top, of the network at this scale; None for none.
+    Raises ValueError for one on top that needs a second network, or a network of a certain kind.
     """
 
     def __init__(self, *, scale: NotNegative, also: Guidance | None = None) -> None:
+        if also is not None and isinstance(innermost(also), HasGuide | ChecksNetwork):
+            raise ValueError(
+                f"guidance.also={type(innermost(also)).__name__} cannot be on top of guidance=embedded; use cfg or a "
+                "variant of it"
+            )
         self.scale, self.also = check_scale(scale), also
 
-    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
-        """Raises ValueError for a network without such an input."""
-        network = guided_network(backbone)
-        if network is None:
+    def check(self, network: VelocityNetwork) -> None:
+        """As of `ChecksNetwork`."""
+        self._input_of(network)
+
+    def _input_of(self, backbone: VelocityNetwork) -> TakesGuidance:
+        """The network within a backbone that takes the scale; raises ValueError for one without such an input."""
+        if (network := guided_network(backbone)) is None:
             raise ValueError(
                 "guidance=embedded needs a model that takes the scale as an input (model.guidance); use guidance=cfg"
             )
+        return network
+
+    def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
+        """Raises ValueError for a network without such an input."""
+        network = self._input_of(backbone)
 
         def at_this_scale(z_t: Latent, t: Time, cond: Condition) -> Latent:
             with at_scale(network, self.scale):
@@ -269,6 +290,7 @@ class Autoguidance:
         strong, weak = conditional_field(backbone, cond), conditional_field(self.guide, null)
         if self.scale == 1:
             return strong
+        check_unguided(backbone)
 
         def field(z: Latent, t: Tensor) -> Latent:
             v = weak(z, t)
@@ -298,6 +320,7 @@ class PathDrop:
         strong, weak = conditional_field(backbone, cond), conditional_field(without_path(backbone), null)
         if self.scale == 1:
             return strong
+        check_unguided(backbone)
 
         def field(z: Latent, t: Tensor) -> Latent:
             v = weak(z, t)

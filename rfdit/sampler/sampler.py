@@ -13,7 +13,14 @@ from rfdit.flow import shift_time
 from rfdit.limits import Count, Positive
 from rfdit.protocols import VelocityNetwork, takes_durations
 from rfdit.randomness import SampleGenerator
-from rfdit.sampler.guidance import ChecksNetwork, Guidance, follows_condition_alone, innermost
+from rfdit.sampler.guidance import (
+    ChecksNetwork,
+    Guidance,
+    IsNetworkInput,
+    check_unguided,
+    follows_condition_alone,
+    innermost,
+)
 from rfdit.sampler.solvers import ReadsNetwork, Solver, StochasticSolver, UsesMeanVelocities
 from rfdit.sampler.time_grids import TimeGrid, UniformGrid
 
@@ -52,6 +59,8 @@ class Sampler:
         self._check_guidance()
         if isinstance(guidance := innermost(self.guidance), ChecksNetwork):
             guidance.check(network)
+        if not (isinstance(guidance, IsNetworkInput) or follows_condition_alone(guidance)):
+            check_unguided(network)
         if isinstance(self.solver, ReadsNetwork):
             self.solver.reading(network)
         if takes_durations(network) and not self._uses_mean_velocities:

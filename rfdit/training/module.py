@@ -73,6 +73,12 @@ class FlowModule(L.LightningModule):
                 "objective guides its target away from the null condition, which conditioner.drop=0 does not train; "
                 "give conditioner.drop=0.1, or an objective whose target is not guided"
             )
+        encoder = network.conditioner.encoder
+        if _guides_target(objective) and isinstance(encoder, DropsParts) and encoder.drop:
+            raise ValueError(
+                "objective guides its target for samples with a whole condition, and text_encoder.drop drops parts of "
+                "it; give text_encoder.drop=null, or an objective whose target is not guided"
+            )
         if routing is not None:
             check_routing(routing, network.backbone, network.auxiliary)
         self.routing = routing
@@ -175,7 +181,8 @@ class FlowModule(L.LightningModule):
             if _guides_target(self.objective):
                 kept = keeps_condition(probability=drop, generator=generator.fork("drop"))
                 guided = {"null": null.expand(len(cond)), "kept": kept}
-        if isinstance(encoder := network.conditioner.encoder, DropsParts):
+        # A teacher sees the whole caption, and so must what learns from it.
+        if self.teacher is None and isinstance(encoder := network.conditioner.encoder, DropsParts):
             null = network.conditioner.null(device=self.device)
             cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
         if self.teacher is not None:

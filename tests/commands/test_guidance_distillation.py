@@ -57,6 +57,7 @@ def test_guidance_is_distilled(cli: CommandLine, tmp_path: Path) -> None:
     same = ["run_dir=wrong", "model.depth=1", "text_encoder.width=16", *distil, f"init.ckpt={teacher}"]
     for wrong, sentence in (
         (["conditioner.drop=0.1"], "conditioner.drop=0.1 drops conditions under which the teacher is asked"),
+        ([f"teacher.ckpt={fast}"], f"teacher.ckpt={fast} takes the scale of guidance as an input"),
         (["teacher.weights=best"], "teacher."),
         (["teacher.ckpt=nowhere"], "teacher.ckpt=nowhere"),
         (["model.guidance=null"], "objective=guidance_distillation needs a model that takes the scale"),

@@ -56,6 +56,17 @@ def test_json_is_one_object(plan: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_path_that_is_joined_has_blocks_in_between(plan: Any) -> None:
+    """Activations are estimated from few blocks, of which a model with a joined path needs more than others."""
+    small = ["size=tiny", "model=dit", "model.outer_blocks=2", "peak_tflops=1", "json=true"]
+    sizes = [
+        json.loads(plan(*small, f"model.depth={depth}"))["activations_gb"]["none"] for depth in (5, 6, 9)
+    ]
+    assert 0 < sizes[0] < sizes[1]
+    assert sizes[2] - sizes[1] == pytest.approx(3 * (sizes[1] - sizes[0]), rel=1e-6)
+
+
+@pytest.mark.slow
 def test_the_papers_sweep(plan: Any) -> None:
     """The ends of it; tests/cost/test_count.py has all twelve points."""
     printed = plan("-m", "size=s,xl", "patch=p2,p8", "json=true", *PAPERS)

@@ -51,6 +51,15 @@ def test_all_tokens_are_joined_with_what_they_were(dit: DiTFactory, inputs: Inpu
     assert torch.equal(states(model, given, every)[4], seen[4])
 
 
+def test_what_is_joined_stays_in_float32(dit: DiTFactory, inputs: Inputs) -> None:
+    """As all that flows between blocks does, also where their products are in bf16."""
+    model, given = dit(**SETTINGS), inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen = states(model, given, None)
+    assert seen[4].dtype == torch.float32
+    torch.testing.assert_close(seen[4], joined(model, seen[2], seen[0].float()), atol=1e-5, rtol=1e-5)
+
+
 def test_a_mask_token_stands_for_tokens_that_pass_by(dit: DiTFactory, inputs: Inputs) -> None:
     model = dit(**SETTINGS)
     assert model.join is not None

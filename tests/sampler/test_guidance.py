@@ -191,10 +191,23 @@ def test_a_network_is_told_the_scale() -> None:
 
 
 def test_guidance_is_not_applied_twice_unless_it_is_asked_for() -> None:
-    for guidance in (ClassifierFree(scale=3.0), ThreeChannel(scale=3.0)):
-        with pytest.raises(ValueError, match=r"^guidance would be applied twice: the model takes its scale"):
-            guidance(Told(), COND, NULL)
+    for guidance in (
+        ClassifierFree(scale=3.0),
+        ThreeChannel(scale=3.0),
+        Autoguidance(scale=3.0, guide=Backbone()),
+    ):
+        sampler = Sampler(solver=Euler(), guidance=guidance, steps=1)
+        for use in (lambda g=guidance: g(Told(), COND, NULL), lambda s=sampler: s.check(Told())):
+            with pytest.raises(
+                ValueError, match=r"^guidance would be applied twice: the model takes its scale"
+            ):
+                use()
         guidance(Told(guidance=None), COND, NULL)  # without the input
+        sampler.check(Told(guidance=None))
+    for alone in (NoGuidance(), ClassifierFree(scale=1.0), EmbeddedGuidance(scale=3.0)):
+        Sampler(solver=Euler(), guidance=alone, steps=1).check(Told())
+    with pytest.raises(ValueError, match=r"^guidance\.also=Autoguidance cannot be on top"):
+        EmbeddedGuidance(scale=5.0, also=Autoguidance(scale=2.0, guide=Backbone()))
     both = EmbeddedGuidance(scale=5.0, also=ClassifierFree(scale=2.0))(Told(), COND, NULL)
     torch.testing.assert_close(both(Z, T), 2 * CONDITIONAL - UNCONDITIONAL + 5)
 
@@ -203,3 +216,5 @@ def test_a_network_without_the_input_is_refused() -> None:
     for backbone in (Backbone(), Told(guidance=None)):
         with pytest.raises(ValueError, match=r"^guidance=embedded needs a model that takes the scale"):
             EmbeddedGuidance(scale=3.0)(backbone, COND, NULL)
+        with pytest.raises(ValueError, match=r"^guidance=embedded needs a model"):
+            Sampler(solver=Euler(), guidance=EmbeddedGuidance(scale=3.0), steps=1).check(backbone)

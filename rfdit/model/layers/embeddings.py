@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfdit.batch import Latent, Time
+from rfdit.device import without_autocast
 from rfdit.images import parse_size
 from rfdit.model.layers.resizing import Patches, resized_input, resized_positions
 from rfdit.storage.lru import LRU
@@ -231,8 +231,7 @@ class TimeEmbedding(nn.Module):
         return [] if self.duration is None else [self.duration.out]
 
     def forward(self, t: Time, duration: Time | None = None) -> Float[Tensor, "b d"]:
-        # Meta tensors, on which costs are counted, have no autocast to switch off.
-        with nullcontext() if t.is_meta else torch.autocast(t.device.type, enabled=False):
+        with without_autocast(t):
             emb = sinusoid(self.scale * t, self.frequencies).to(self.hidden.weight.dtype)
             y = self.out(F.silu(self.hidden(emb)))
         if self.duration is not None:
