@@ -81,16 +81,16 @@ def build_training(config: dict[str, Any], *, resume: Path | None = None) -> Tra
         auxiliary=auxiliary,
         objective=layers_of(objective),
     )
-    autoencoder = build(config["autoencoder"])
+    autoencoder, class_names = build(config["autoencoder"]), trained_class_names(config)
     if isinstance(objective, HasTeacher):
         if isinstance(objective.teacher, CheckpointTeacher):
             with isolate_rng():
-                objective.teacher.load(autoencoder.contract, network.conditioner.num_classes)
+                objective.teacher.load(autoencoder.contract, network.conditioner.num_classes, class_names)
     elif config["teacher"]:
         warnings.warn(
             "teacher has no effect: this objective does not learn from another network", stacklevel=2
         )
-    class_names, adapter = trained_class_names(config), build(config["adapter"])
+    adapter = build(config["adapter"])
     started, base, resumed, empty = None, None, None, starts_empty(trainer)
     if resume is not None:
         resumed = read_checkpoint(resume, weights=False).base

@@ -22,8 +22,13 @@ from rfdit.storage.untrusted import explained
 class CheckpointTeacher(Protocol):
     """A `Teacher` whose network is loaded from a checkpoint, before training."""
 
-    def load(self, contract: LatentContract, num_classes: int | None) -> None:
-        """Loads the network for a run in this latent space, with so many classes; None for captions."""
+    def load(
+        self, contract: LatentContract, num_classes: int | None, class_names: Sequence[str] | None
+    ) -> None:
+        """Loads the network for a run in this latent space, with so many classes; None for captions.
+
+        class_names: theirs, by number, if they are known.
+        """
         ...
 
 
@@ -52,13 +57,15 @@ class FrozenTeacher:
         self._network: Network | None = None
         self._conditions: tuple[Condition, Condition] | None = None
 
-    def load(self, contract: LatentContract, num_classes: int | None) -> None:
+    def load(
+        self, contract: LatentContract, num_classes: int | None, class_names: Sequence[str] | None
+    ) -> None:
         """As of `CheckpointTeacher`.
 
         Raises ValueError or OSError, naming the setting, for a checkpoint that is not there or does not fit.
         """
         saved = open_named("teacher", self.ckpt, step=self.step, base=self.base, packages=self.packages)
-        self._check(saved, contract, num_classes)
+        self._check(saved, contract, num_classes, class_names)
         check_saved(saved, NETWORK, self.packages)
         with explained(f"{saved.path} cannot be built"):
             try:
@@ -96,12 +103,23 @@ class FrozenTeacher:
         assert self._network is not None
         return self._network
 
-    def _check(self, saved: SavedRun, contract: LatentContract, num_classes: int | None) -> None:
+    def _check(
+        self,
+        saved: SavedRun,
+        contract: LatentContract,
+        num_classes: int | None,
+        class_names: Sequence[str] | None,
+    ) -> None:
         """Raises ValueError for a model of other latents, or of other inputs, than the run."""
         latents = contract.differences(LatentContract.from_dict(saved.latents))
         found = [f"latents.{name}={there} (here {here})" for name, (here, there) in latents.items()]
         if saved.num_classes != num_classes:
             found.append(f"it knows {_inputs(saved.num_classes)} (here {_inputs(num_classes)})")
+        elif saved.class_names is not None and class_names is not None:
+            pairs = enumerate(zip(saved.class_names, class_names, strict=True))
+            if other := next((pair for pair in pairs if pair[1][0] != pair[1][1]), None):
+                number, (there, here) = other
+                found.append(f"its class {number} is {there} (here {here})")
         if found:
             raise ValueError(
                 f"teacher.ckpt={self.ckpt} does not fit this run: {', '.join(found)}; give a model of the same task"

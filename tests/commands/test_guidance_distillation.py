@@ -1,12 +1,15 @@
 """Distilled guidance from the command line: kills, ranks, samples, exports, and what does not go together."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import rfdit
-from rfdit.checkpoint.saved_run import read_checkpoint
+from rfdit.autoencoder.contract import LatentContract
+from rfdit.checkpoint.saved_run import SavedRun, read_checkpoint
+from rfdit.generate.teacher import FrozenTeacher
 from tests.support.commands.command_line import FEW_SHAPES, TWENTY_STEPS, CommandLine, images
 from tests.support.training.spread import FOUR, TWO, assert_close, curve, run
 from tests.support.training.states import assert_equal, resumed_state, trained_state
@@ -69,3 +72,16 @@ def test_a_teacher_is_needed(cli: CommandLine) -> None:
     assert cli.error("train", "objective=guidance_distillation", "model.guidance=3").startswith(
         "objective=guidance_distillation learns from another network; give teacher=weights teacher.ckpt=RUN"
     )
+
+
+def test_a_teacher_knows_the_classes_of_the_run() -> None:
+    """By their names, where both have them: the same numbers may stand for other classes."""
+    contract = LatentContract("sd", 4, 8, 0.18215, 0.0)
+    saved = Mock(spec=SavedRun, latents=contract.as_dict(), num_classes=2, class_names=["cat", "dog"])
+    teacher = FrozenTeacher(ckpt="runs/one")
+    for names in (["cat", "dog"], None):
+        teacher._check(saved, contract, 2, names)
+    with pytest.raises(
+        ValueError, match=r"^teacher\.ckpt=runs/one .*: its class 0 is cat \(here dog\); give"
+    ):
+        teacher._check(saved, contract, 2, ["dog", "cat"])
