@@ -33,11 +33,17 @@ def encoders(assets: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "kind", "settings"),
-    [("sd3", SD3Transformer2DModel, SD3), ("flux", FluxTransformer2DModel, FLUX)],
+    ("source", "kind", "settings", "guidance"),
+    [("sd3", SD3Transformer2DModel, SD3, "cfg"), ("flux", FluxTransformer2DModel, FLUX, "embedded")],
 )
 def test_there_and_back(
-    cli: CommandLine, assets: Path, randomise: Randomise, source: str, kind: type, settings: dict[str, object]
+    cli: CommandLine,
+    assets: Path,
+    randomise: Randomise,
+    source: str,
+    kind: type,
+    settings: dict[str, object],
+    guidance: str,
 ) -> None:
     theirs = randomise(kind(**settings))
     theirs.save_pretrained("theirs/transformer")
@@ -46,7 +52,7 @@ def test_there_and_back(
         ("autoencoder", "autoencoder/taesd"), ("text_encoder", "text_encoder/minilm"))}  # fmt: skip
     cli.sample(
         "ckpt=ours", "out=images", "prompts=[a red circle]", "resolution=32", "sampler.steps=1", "accelerator=cpu",
-        *[f"{name}.source={path}" for name, path in paths.items()],
+        f"guidance={guidance}", *[f"{name}.source={path}" for name, path in paths.items()],
     )  # fmt: skip
     assert Path("images/00000.png").exists()
     cli.export("ckpt=ours", "out=back", "format=diffusers", f"autoencoder.source={paths['autoencoder']}")
@@ -89,7 +95,7 @@ def test_the_encoders_of_the_published_models_fit(
 
 @pytest.mark.slow
 def test_flux_trains(cli: CommandLine) -> None:
-    for changes in ([], ["model.guidance=3.5", "optimizer=adamw_mup", "model.recompute=selective"]):
+    for changes in ([], ["model.guidance=3.5", "guidance=embedded", "optimizer=adamw_mup"]):
         run = f"run{len(changes)}"
         cli.train(f"run_dir={run}", "model=flux", "model.num_heads=1", "model.single_depth=2", *changes)
         (image,) = rfdit.load(run, accelerator="cpu")("a red circle", steps=2)

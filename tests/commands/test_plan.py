@@ -250,6 +250,7 @@ def test_recomputation_saves_memory_and_blocks_add_up() -> None:
             "in_channels": 4, "input_size": 16,
         },
         "prediction": {"_target_": "rfdit.model.VelocityPrediction"},
+        "objective": {"_target_": "rfdit.objective.VelocityMatching"},
         "conditioner": {"_target_": "rfdit.conditioning.LabelConditioner", "num_classes": 3, "width": 64},
         "data": {"batch_size": 8},
     }  # fmt: skip
