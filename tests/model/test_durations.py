@@ -44,5 +44,5 @@ def test_it_starts_as_the_network_without(kind: str) -> None:
     assert not torch.equal(other(z, t, timed), expected)
     # None is a duration of zero.
     assert torch.equal(other(z, t, COND), other(z, t, replace(COND, duration=torch.zeros(3))))
-    with pytest.raises(ValueError, match=r"model\.durations=false knows velocities at single times"):
+    with pytest.raises(ValueError, match=r"model\.durations=false has velocities at single times"):
         plain(z, t, timed)
