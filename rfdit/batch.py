@@ -80,24 +80,21 @@ class Condition:
     pooled: one vector per sample: a class embedding, or the pooled caption.
     tokens, mask: one vector per caption token, and True where a token is not padding. None for labels.
     duration: t - r, for networks that give the mean velocity over the time from r to t. None is 0, the velocity at t.
+    guidance: the scale, for networks that take it as an input. None is the network's own default.
     """
 
     pooled: Float[Tensor, "b p"]
     tokens: Float[Tensor, "b l d"] | None = None
     mask: Bool[Tensor, "b l"] | None = None
     duration: Float[Tensor, "b"] | None = None
+    guidance: Float[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.pooled)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         """Applies a function to every tensor."""
-        return Condition(
-            pooled=change(self.pooled),
-            tokens=None if self.tokens is None else change(self.tokens),
-            mask=None if self.mask is None else change(self.mask),
-            duration=None if self.duration is None else change(self.duration),
-        )
+        return self._with_each(lambda tensor: None if tensor is None else change(tensor), self)
 
     def __getitem__(self, rows: slice) -> "Condition":
         """The condition of a slice of the samples."""
@@ -105,50 +102,39 @@ class Condition:
 
     def expand(self, n: int) -> "Condition":
         """The condition of one sample repeated for n, without a copy."""
-        return Condition(
-            pooled=self.pooled.expand(n, -1),
-            tokens=None if self.tokens is None else self.tokens.expand(n, -1, -1),
-            mask=None if self.mask is None else self.mask.expand(n, -1),
-            duration=None if self.duration is None else self.duration.expand(n),
-        )
+        return self.map(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
 
     def where(self, keep: Bool[Tensor, "b"], other: "Condition") -> "Condition":
         """This condition where `keep`, `other` elsewhere, sample by sample.
 
-        Without tokens in both conditions, the result has none; so it is with durations.
+        What only one of the conditions has, such as tokens, the result does not have.
         """
-        rows = keep[:, None]
 
         def choose(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
             if mine is None or theirs is None:
                 return None
-            return torch.where(rows.view(-1, *[1] * (mine.ndim - 1)), mine, theirs)
+            return torch.where(keep.view(-1, *[1] * (mine.ndim - 1)), mine, theirs)
 
-        pooled = choose(self.pooled, other.pooled)
-        assert pooled is not None
-        return Condition(
-            pooled,
-            choose(self.tokens, other.tokens),
-            choose(self.mask, other.mask),
-            choose(self.duration, other.duration),
-        )
+        return self._with_each(choose, self, other)
 
     @staticmethod
     def join(parts: Sequence["Condition"]) -> "Condition":
         """Concatenates the conditions of several batches."""
 
-        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        def joined(*tensors: Tensor | None) -> Tensor | None:
             present = [tensor for tensor in tensors if tensor is not None]
             return torch.cat(present) if len(present) == len(tensors) else None
 
-        pooled = joined([part.pooled for part in parts])
-        assert pooled is not None
-        return Condition(
-            pooled,
-            joined([part.tokens for part in parts]),
-            joined([part.mask for part in parts]),
-            joined([part.duration for part in parts]),
-        )
+        return Condition._with_each(joined, *parts)
+
+    @staticmethod
+    def _with_each(change: Callable[..., Tensor | None], *conditions: "Condition") -> "Condition":
+        """The condition of which each part is a function of those of others."""
+        values: Any = {
+            each.name: change(*(getattr(condition, each.name) for condition in conditions))
+            for each in fields(Condition)
+        }
+        return Condition(**values)
 
 
 # FSDP looks for tensors in the outputs of a module. That of PyTorch 2.11 does not look into unregistered

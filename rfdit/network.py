@@ -3,7 +3,7 @@
 from torch import nn
 
 from rfdit.conditioning import Conditioner
-from rfdit.protocols import Auxiliary, Backbone, ComparesPairs, Objective, OwnsLayers
+from rfdit.protocols import Auxiliary, Backbone, Objective, OwnsLayers
 
 # The parts of a network that only training needs, with whose names those of their parameters begin.
 TRAINING_ONLY = ("auxiliary", "objective")
@@ -14,7 +14,7 @@ def is_for_training_only(tensor: str) -> bool:
     return tensor.partition(".")[0] in TRAINING_ONLY
 
 
-def layers_of(objective: Objective | ComparesPairs) -> nn.Module | None:
+def layers_of(objective: Objective) -> nn.Module | None:
     """The layers that an objective trains; None if it has none.
 
     Raises ValueError if it has some that it does not name, which no optimiser would see.

@@ -79,6 +79,22 @@ def takes_durations(network: object) -> bool:
 
 
 @runtime_checkable
+class TakesGuidance(Protocol):
+    """A backbone with an input for the scale of guidance, whose effect it has learned.
+
+    guidance: the scale without `Condition.guidance`; None if it has no such input.
+    """
+
+    guidance: float | None
+
+
+def takes_guidance(network: object) -> bool:
+    """True for a network that takes the scale of guidance as an input."""
+    network = unwrapped(network)
+    return isinstance(network, TakesGuidance) and network.guidance is not None
+
+
+@runtime_checkable
 class SetsTarget(Protocol):
     """A velocity network that is regressed on something else than z1 - z0 at some times."""
 
@@ -117,6 +133,11 @@ class StandsFor(Protocol):
     """A backbone around another one. network: the other."""
 
     network: "Backbone"
+
+
+def unwrapped(backbone: object) -> object:
+    """The network that a backbone is around, or itself."""
+    return backbone.network if isinstance(backbone, StandsFor) else backbone
 
 
 @runtime_checkable
@@ -182,51 +203,6 @@ class Objective(Protocol):
 
         z0: (b, c, h, w) clean latents. cond: their conditions, some of them already dropped.
         generator: all randomness, keyed by sample; fork it once for each purpose.
-        """
-        ...
-
-
-@runtime_checkable
-class GuidesTarget(Protocol):
-    """An objective whose target may be guided, which takes the network's velocity under the null condition.
-
-    guided: True if it is.
-    """
-
-    guided: bool
-
-    def __call__(
-        self,
-        backbone: Backbone,
-        z0: Latent,
-        cond: Condition,
-        *,
-        generator: SampleGenerator,
-        null: Condition | None = None,
-        kept: Bool[Tensor, "b"] | None = None,
-    ) -> FlowLoss:
-        """As of `Objective`. null: null conditions, b rows. kept: False for samples whose condition was dropped."""
-        ...
-
-
-@runtime_checkable
-class ComparesPairs(Protocol):
-    """An objective, in the place of an `Objective`, on pairs of images of one condition, of which one is preferred."""
-
-    def compare(
-        self,
-        backbone: Backbone,
-        reference: VelocityNetwork,
-        z0: Latent,
-        cond: Condition,
-        *,
-        generator: SampleGenerator,
-    ) -> FlowLoss:
-        """The loss of a batch of b pairs.
-
-        reference: the network as it was before this training; it has no gradients.
-        z0: (2b, c, h, w) clean latents, of all preferred images and then of the rejected ones, in the same order.
-        cond: the conditions of all 2b images, equal within a pair. generator: that of the pairs, with b keys.
         """
         ...
 

@@ -32,7 +32,7 @@ from rfdit.finetune.start import NewRun
 from rfdit.generate.teacher import CheckpointTeacher
 from rfdit.model.acceleration import check_fp8
 from rfdit.network import layers_of
-from rfdit.objective.teacher import HasTeacher
+from rfdit.objective.needs import HasTeacher
 from rfdit.processes.launch import LocalRanks, check_ranks, is_launched
 from rfdit.processes.quiet import quiet_others
 from rfdit.processes.rank import is_rank_zero

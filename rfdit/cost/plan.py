@@ -21,7 +21,7 @@ from rfdit.device import ShardsState, check_devices, pick_device, pick_precision
 from rfdit.model.acceleration import check_fp8
 from rfdit.model.layers.attention import ChosenByDevice
 from rfdit.network import Network
-from rfdit.protocols import ComparesPairs, Pretrained
+from rfdit.protocols import Pretrained
 from rfdit.storage.untrusted import explained
 
 RECOMPUTE = ("none", "selective", "full")
@@ -111,7 +111,7 @@ def blank_condition(conditioner: Conditioner) -> Condition:
 def images_per_sample(config: dict[str, Any]) -> int:
     """The number of images that pass the network together for a sample: 2 under an objective of pairs, else 1."""
     objective = target_of(config["objective"])
-    return 2 if isinstance(objective, type) and issubclass(objective, ComparesPairs) else 1
+    return 2 if getattr(objective, "compares_pairs", False) else 1
 
 
 def activations(

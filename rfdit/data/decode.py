@@ -45,10 +45,13 @@ class SampleDecoder:
     micro: Fields | None = None
 
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
+        return self.decode(raw, image_bytes(raw), size)
+
+    def decode(self, raw: RawSample, found: bytes | None, size: tuple[int, int]) -> Sample:
+        """The sample with this encoded image; None is a sample without one."""
         # The cheap parts first: a sample without a caption need not be decoded.
         captions = [] if self.caption_key is None else find_captions(raw, self.caption_key)
         label = None if self.label_key is None else find_label(raw, self.label_key)
-        found = image_bytes(raw)
         if found is None:
             raise SkippedSampleError(SkipReason.MISSING_IMAGE, f"its files are {listed_files(raw)}")
         micro = None if self.micro is None else find_micro(raw, self.micro, lambda: measured(found), size)

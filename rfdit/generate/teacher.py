@@ -11,10 +11,10 @@ from rfdit.batch import Batch, Condition, Latent, Time
 from rfdit.checkpoint.registry import check_saved
 from rfdit.checkpoint.saved_run import SavedRun
 from rfdit.generate.load import load_network
-from rfdit.guided import guided_network
 from rfdit.interchange.source import open_named
 from rfdit.limits import Index
 from rfdit.network import Network
+from rfdit.protocols import takes_guidance
 from rfdit.storage.untrusted import explained
 
 
@@ -72,7 +72,7 @@ class FrozenTeacher:
                 self._network = load_network(saved, self.weights)
             except ValueError as error:
                 raise ValueError(f"teacher.{error}" if str(error).startswith("weights=") else error) from None
-        if guided_network(self._network.backbone) is not None:
+        if takes_guidance(self._network.backbone):
             raise ValueError(
                 f"teacher.ckpt={self.ckpt} takes the scale of guidance as an input, and would be guided twice; give a "
                 "model without model.guidance"

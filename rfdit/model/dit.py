@@ -4,7 +4,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.guided import Scale, scales
 from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import DiTBlock, FinalLayer
 from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
@@ -81,7 +80,7 @@ class DiT(nn.Module):
         super().__init__()
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
-        self.guidance: Scale | None = guidance
+        self.guidance = guidance
         self.path = None if outer_blocks is None else (outer_blocks + 1, depth - outer_blocks)
         if self.path is not None and self.path[0] > self.path[1]:
             raise ValueError(
@@ -98,8 +97,7 @@ class DiT(nn.Module):
             theta=rope_theta,
             order=rope_order,
         )
-        self.time = TimeEmbedding(width=width, scale=time_scale, durations=durations)
-        self.guided = None if guidance is None else TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, scale=time_scale, durations=durations, guidance=guidance)
         self.pooled = nn.Identity() if pooled_width is None else nn.Linear(pooled_width, width)
         layout = Layout.of(adaln, shifts=shifts)
         self.modulation = make_modulation(adaln, width=width, counts=[layout.per_block] * depth + [2])
@@ -121,16 +119,13 @@ class DiT(nn.Module):
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
-        normal, zero = ([], []) if self.guided is None else ([self.guided.hidden], [self.guided.out])
         self.inputs = tuple(
-            m
-            for m in (*self.patches.linears, *self.time.inputs, *normal, self.pooled)
-            if isinstance(m, nn.Linear)
+            m for m in (*self.patches.linears, *self.time.inputs, self.pooled) if isinstance(m, nn.Linear)
         )
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear, *self.time.zero, *zero],
-            normal=[*self.time.linears, *normal],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -142,9 +137,7 @@ class DiT(nn.Module):
         if self.positions is not None:
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
-        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
-        if self.guided is not None:
-            y = y + self.guided(scales(self.guidance, t))
+        y = self.time(t, cond.duration, cond.guidance) + self.pooled(cond.pooled)  # (b, d)
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation, join=self.join, path=self.path)
         for number, (block, modulation) in enumerate(zip(self.blocks, modulations), start=1):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.guided import Scale, scales
 from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import FinalLayer, MMDiTBlock
 from rfdit.model.layers.adaln import ModulationTable
@@ -95,16 +94,15 @@ class Flux(nn.Module):
                 f"{head}, which is model.width / model.num_heads"
             )
         self.width, self.patch_size, self.durations = width, patch_size, durations
-        self.guidance: Scale | None = guidance
+        self.guidance = guidance
         self.depth, single_depth = depth, single_depth or 2 * depth
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
         )
         self.rotary = RotaryPositions(axes=turned, theta=rope_theta, order="interleaved")
         self.captions = nn.Linear(token_width, width)
-        self.time = TimeEmbedding(width=width, durations=durations)
+        self.time = TimeEmbedding(width=width, durations=durations, guidance=guidance)
         self.pooled = PooledMLP(pooled_width=pooled_width, width=width)
-        self.guided = None if guidance is None else TimeEmbedding(width=width)
         counts = [6] * (2 * depth) + [3] * single_depth + [2]
         self.modulation = ModulationTable(width=width, counts=counts)
         shared: dict[str, Any] = {
@@ -118,22 +116,11 @@ class Flux(nn.Module):
         single = [SingleStreamBlock(**shared) for _ in range(single_depth)]
         self.blocks = nn.ModuleList([*double, *single])
         self.final = FinalLayer(width=width, patch_size=patch_size, out_channels=in_channels)
-        vectors = [self.time] if self.guided is None else [self.time, self.guided]
-        self.inputs = (
-            *self.patches.linears,
-            self.captions,
-            self.pooled.hidden,
-            *(layer for vector in vectors for layer in vector.inputs),
-        )
+        self.inputs = (*self.patches.linears, self.captions, self.pooled.hidden, *self.time.inputs)
         initialize(
             self,
-            zero=[
-                self.modulation.linear,
-                self.final.linear,
-                *self.time.zero,
-                *(vector.out for vector in vectors[1:]),
-            ],
-            normal=[layer for vector in vectors for layer in vector.linears],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -144,9 +131,7 @@ class Flux(nn.Module):
             raise ValueError(NEEDS_CAPTIONS)
         grid = token_grid(z_t.shape[-2:], self.patch_size)
         x, c = self.patches(z_t), self.captions(cond.tokens)  # (b, n, d), (b, l, d)
-        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
-        if self.guided is not None:
-            y = y + self.guided(scales(self.guidance, t))
+        y = self.time(t, cond.duration, cond.guidance) + self.pooled(cond.pooled)  # (b, d)
         n, length = x.shape[1], c.shape[1]
         mask = None if cond.mask is None else F.pad(cond.mask, (n, 0), value=True)  # (b, n + l)
         in_captions = len(self.rotary.axes) == 4

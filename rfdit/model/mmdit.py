@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rfdit.batch import Condition, Latent, Time
-from rfdit.guided import Scale, scales
 from rfdit.limits import Count, NotNegative, Positive, Size
 from rfdit.model.blocks import FinalLayer, MMDiTBlock
 from rfdit.model.layers.adaln import AdaLNKind, Layout, make_modulation
@@ -90,7 +89,7 @@ class MMDiT(nn.Module):
             raise ValueError(NEEDS_CAPTIONS)
         self.width, self.patch_size, self.durations = width, patch_size, durations
         self.route: Route | None = None
-        self.guidance: Scale | None = guidance
+        self.guidance = guidance
         self.path: tuple[int, int] | None = None
         self.patches = PatchEmbedding(
             in_channels=in_channels, patch_size=patch_size, width=width, bottleneck=patch_bottleneck
@@ -106,8 +105,7 @@ class MMDiT(nn.Module):
                 positions, grid=grid, width=width, num_heads=num_heads, theta=rope_theta, order=rope_order
             )
         self.captions = nn.Linear(token_width, width)
-        self.time = TimeEmbedding(width=width, durations=durations)
-        self.guided = None if guidance is None else TimeEmbedding(width=width)
+        self.time = TimeEmbedding(width=width, durations=durations, guidance=guidance)
         self.pooled: nn.Linear | PooledMLP = (
             PooledMLP(pooled_width=pooled_width, width=width)
             if pooled_mlp
@@ -137,12 +135,11 @@ class MMDiT(nn.Module):
         self.final = FinalLayer(
             width=width, patch_size=patch_size, out_channels=out_channels or in_channels, norm=norm
         )
-        normal, zero = ([], []) if self.guided is None else ([self.guided.hidden], [self.guided.out])
-        self.inputs = (*self.patches.linears, self.captions, *self.time.inputs, *normal, pooled_input)
+        self.inputs = (*self.patches.linears, self.captions, *self.time.inputs, pooled_input)
         initialize(
             self,
-            zero=[self.modulation.linear, self.final.linear, *self.time.zero, *zero],
-            normal=[*self.time.linears, *normal],
+            zero=[self.modulation.linear, self.final.linear, *self.time.zero],
+            normal=self.time.linears,
             inputs=self.inputs,
             width=width,
             base_width=base_width,
@@ -157,9 +154,7 @@ class MMDiT(nn.Module):
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
         c = self.captions(cond.tokens)  # (b, l, d)
-        y = self.time(t, cond.duration) + self.pooled(cond.pooled)  # (b, d)
-        if self.guided is not None:
-            y = y + self.guided(scales(self.guidance, t))
+        y = self.time(t, cond.duration, cond.guidance) + self.pooled(cond.pooled)  # (b, d)
         mask = None if cond.mask is None else F.pad(cond.mask, (x.shape[1], 0), value=True)  # (b, n + l)
         *modulations, final = self.modulation(y)
         passage = Passage(self.route, rotation, mask)

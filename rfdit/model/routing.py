@@ -17,9 +17,9 @@ from rfdit.protocols import (
     Backbone,
     Route,
     Routing,
-    StandsFor,
     VelocityNetwork,
     class_name,
+    unwrapped,
 )
 from rfdit.randomness import SampleGenerator
 
@@ -48,7 +48,7 @@ class LeavesPathOut(Protocol):
 
 def routed_network(backbone: VelocityNetwork) -> RoutesTokens | None:
     """The network within a backbone that routes tokens; None if its blocks always see all tokens."""
-    network = backbone.network if isinstance(backbone, StandsFor) else backbone
+    network = unwrapped(backbone)
     return network if isinstance(network, RoutesTokens) else None
 
 

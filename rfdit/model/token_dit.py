@@ -163,7 +163,9 @@ class TokenDiT(nn.Module):
         if self.positions is not None:
             x = x + self.positions(*grid)
         rotation = None if self.rotary is None else self.rotary(*grid, device=x.device)
-        tokens = torch.stack([self.time(t, cond.duration), self.pooled(cond.pooled)], dim=1)  # (b, 2, d)
+        tokens = torch.stack(
+            [self.time(t, cond.duration, cond.guidance), self.pooled(cond.pooled)], dim=1
+        )  # (b, 2, d)
         n = x.shape[1]
         context: Context | None = tokens
         if self.conditioning == "in_context":

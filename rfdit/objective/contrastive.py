@@ -5,7 +5,7 @@ from rfdit.limits import BelowOne, Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
 from rfdit.objective.velocity import UNIFORM, VelocityMatching
-from rfdit.objective.weighting import LearnedWeighting, Weighting
+from rfdit.objective.weighting import Weighting, check_not_learned
 from rfdit.protocols import FlowLoss, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
@@ -36,11 +36,9 @@ class ContrastiveFlowMatching:
     ) -> None:
         if not 0 <= contrast < 1:
             raise ValueError(f"objective.contrast={contrast} must lie between 0 and 1, without 1")
-        if isinstance(weighting, LearnedWeighting):
-            raise ValueError(
-                "weighting=learned has no minimum for losses below zero, which objective=contrastive can have; use "
-                "weighting=uniform"
-            )
+        check_not_learned(
+            weighting, "has no minimum for losses below zero, which objective=contrastive can have"
+        )
         self.matching = VelocityMatching(time=time, coupling=coupling, weighting=weighting, shift=shift)
         self.contrast = contrast
 

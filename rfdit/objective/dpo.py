@@ -10,8 +10,8 @@ from rfdit.batch import Condition, Latent
 from rfdit.limits import Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
-from rfdit.objective.velocity import UNIFORM, squared_error, target_of
-from rfdit.objective.weighting import LearnedWeighting, Weighting
+from rfdit.objective.velocity import UNIFORM, VelocityMatching, squared_error, target_of
+from rfdit.objective.weighting import Weighting, check_not_learned
 from rfdit.protocols import FlowLoss, VelocityNetwork
 from rfdit.randomness import SampleGenerator
 
@@ -35,6 +35,8 @@ class DiffusionDPO:
     Raises ValueError for a beta or shift that is not positive, and for a learned weighting.
     """
 
+    compares_pairs = True
+
     def __init__(
         self,
         *,
@@ -44,36 +46,31 @@ class DiffusionDPO:
         shift: Positive = 1.0,
         beta: Positive = 2000.0,
     ) -> None:
-        for name, value in (("shift", shift), ("beta", beta)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"objective.{name}={value} must be positive")
-        if isinstance(weighting, LearnedWeighting):
-            raise ValueError(
-                "weighting=learned is for the error of one image, which objective=dpo does not minimise; use "
-                "weighting=uniform"
-            )
-        self.time, self.coupling, self.weighting = time, coupling, weighting
-        self.shift, self.beta = shift, beta
+        if not 0 < beta < math.inf:
+            raise ValueError(f"objective.beta={beta} must be positive")
+        check_not_learned(weighting, "is for the error of one image, which objective=dpo does not minimise")
+        self.matching = VelocityMatching(time=time, coupling=coupling, weighting=weighting, shift=shift)
+        self.beta = beta
 
-    def compare(
+    def __call__(
         self,
         backbone: VelocityNetwork,
-        reference: VelocityNetwork,
         z0: Latent,
         cond: Condition,
         *,
         generator: SampleGenerator,
+        reference: VelocityNetwork,
     ) -> FlowLoss:
         """As of `ComparesPairs`."""
         pairs = len(z0) // 2
-        z1 = torch.cat([self.coupling(z0[:pairs], cond[slice(pairs)], generator=generator)] * 2)
-        t = flow.shift_time(self.time(generator.fork("time")), self.shift).repeat(2)
+        z1 = self.matching.coupling(z0[:pairs], cond[slice(pairs)], generator=generator).repeat(2, 1, 1, 1)
+        t = self.matching.draw_time(generator.fork("time")).repeat(2)
         z_t, target = flow.interpolate(z0, z1, t), target_of(backbone, z0, z1, t)
         with torch.no_grad():
             reference_error = squared_error(reference(z_t, t, cond), target)
         error = squared_error(backbone(z_t, t, cond), target)
         preferred, rejected = (error - reference_error).chunk(2)
-        margin = -self.beta / 2 * self.weighting(t[:pairs]) * (preferred - rejected)
+        margin = -self.beta / 2 * self.matching.weighting(t[:pairs]) * (preferred - rejected)
         return FlowLoss(
             total=-F.logsigmoid(margin).mean(),
             per_sample=error[:pairs].detach(),

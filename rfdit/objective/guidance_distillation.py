@@ -1,20 +1,20 @@
 """Distillation of guidance into a network that takes its scale as an input (arXiv 2210.03142, sec. 3.1)."""
 
 import math
+from dataclasses import replace
 from typing import Annotated
 
 from torch import nn
 
 from rfdit.batch import Condition, Latent
 from rfdit.flow import per_sample
-from rfdit.guided import at_scale, guided_network
 from rfdit.limits import Limit, Positive
 from rfdit.objective.coupling import Coupling
-from rfdit.objective.teacher import Teacher
+from rfdit.objective.needs import Teacher
 from rfdit.objective.times import TimeSampler
 from rfdit.objective.velocity import UNIFORM, VelocityMatching
 from rfdit.objective.weighting import Weighting
-from rfdit.protocols import FlowLoss, VelocityNetwork
+from rfdit.protocols import FlowLoss, VelocityNetwork, takes_guidance
 from rfdit.randomness import SampleGenerator
 
 MaxScale = Annotated[float, Limit("at least 1", lambda x: 1 <= x < math.inf)]
@@ -57,15 +57,13 @@ class GuidanceDistillation:
     def __call__(
         self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
     ) -> FlowLoss:
-        network = guided_network(backbone)
-        if network is None:
+        if not takes_guidance(backbone):
             raise ValueError(
                 "objective=guidance_distillation needs a model that takes the scale of guidance as an input; give "
                 "model.guidance=3, the scale at which it is evaluated by default"
             )
         scale = 1 + (self.max_scale - 1) * generator.fork("scale").uniform()
-        with at_scale(network, scale):
-            at = self.matching.evaluate(backbone, z0, cond, generator=generator)
+        at = self.matching.evaluate(backbone, z0, replace(cond, guidance=scale), generator=generator)
         c, u = self.teacher(at.z_t, at.t)
         target = u + per_sample(scale, u) * (c - u)
         return self.matching.loss(at.error(target), at.t)

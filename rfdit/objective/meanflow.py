@@ -16,8 +16,8 @@ from rfdit.flow import per_sample
 from rfdit.limits import BelowOne, Fraction, NotNegative, Positive
 from rfdit.objective.coupling import Coupling
 from rfdit.objective.times import TimeSampler
-from rfdit.objective.velocity import UNIFORM
-from rfdit.objective.weighting import LearnedWeighting, Weighting
+from rfdit.objective.velocity import UNIFORM, VelocityMatching, squared_error
+from rfdit.objective.weighting import Weighting, check_not_learned
 from rfdit.protocols import FlowLoss, SetsTarget, VelocityNetwork, takes_durations
 from rfdit.randomness import SampleGenerator
 
@@ -73,8 +73,6 @@ class MeanFlow:
         low: Fraction = 0.0,
         high: Fraction = 1.0,
     ) -> None:
-        if not 0 < shift < math.inf:
-            raise ValueError(f"objective.shift={shift} must be positive")
         if not (0 < omega < math.inf and 0 <= kappa < 1):
             raise ValueError(
                 f"objective.omega={omega}, kappa={kappa} must be above 0, and at least 0 and less than 1: the scale of "
@@ -82,12 +80,10 @@ class MeanFlow:
             )
         if not 0 <= low < high <= 1:
             raise ValueError(f"objective.low={low}, high={high} must be an interval within 0 and 1")
-        if isinstance(weighting, LearnedWeighting):
-            raise ValueError(
-                "weighting=learned evens out losses, which objective=meanflow does itself by objective.power; use "
-                "weighting=uniform"
-            )
-        self.time, self.coupling, self.weighting, self.shift = time, coupling, weighting, shift
+        check_not_learned(
+            weighting, "evens out losses, which objective=meanflow does itself by objective.power"
+        )
+        self.matching = VelocityMatching(time=time, coupling=coupling, weighting=weighting, shift=shift)
         self.equal, self.tangent, self.power, self.epsilon = equal, tangent, power, epsilon
         self.omega, self.kappa, self.low, self.high = omega, kappa, low, high
 
@@ -107,19 +103,19 @@ class MeanFlow:
         kept: Bool[Tensor, "b"] | None = None,
     ) -> FlowLoss:
         check_network(backbone)
-        z1 = self.coupling(z0, cond, generator=generator)
+        z1 = self.matching.coupling(z0, cond, generator=generator)
         t, r = self.times(generator)
         z_t, over = flow.interpolate(z0, z1, t), per_sample(t - r, z0)
         with torch.no_grad():
             v, tangent = self._velocities(backbone, z_t, t, cond, flow.velocity(z0, z1), null, kept)
             target = v - over * total_derivative(backbone, z_t, t, cond, t - r, tangent)
         # Last, since auxiliary losses read the states of the pass with gradients.
-        u = backbone(z_t, t, replace(cond, duration=t - r)).float()
-        squares = (u - target).square().flatten(1)
-        error, missed = squares.mean(1), squares.sum(1)
-        scale = (missed.detach() + self.epsilon) ** -self.power
+        u = backbone(z_t, t, replace(cond, duration=t - r))
+        error = squared_error(u, target)
+        total_error = error * z0[0].numel()
+        scale = (total_error.detach() + self.epsilon) ** -self.power
         return FlowLoss(
-            total=(self.weighting(t) * scale * missed).mean(),
+            total=(self.matching.weighting(t) * scale * total_error).mean(),
             per_sample=error.detach(),
             t=t,
             parts={"unweighted": error.detach().mean()},
@@ -127,7 +123,7 @@ class MeanFlow:
 
     def times(self, generator: SampleGenerator) -> tuple[Time, Time]:
         """t and r <= t of each sample."""
-        drawn = [flow.shift_time(self.time(generator.fork(name)), self.shift) for name in ("time", "end")]
+        drawn = [self.matching.draw_time(generator.fork(name)) for name in ("time", "end")]
         t, r = torch.maximum(*drawn), torch.minimum(*drawn)
         return t, torch.where(generator.fork("equal").uniform() < self.equal, t, r)
 

@@ -51,11 +51,14 @@ class VelocityMatching:
         self, backbone: VelocityNetwork, z0: Latent, cond: Condition, *, generator: SampleGenerator
     ) -> "Evaluated":
         """The network at one point of each sample's path, for objectives with more terms than this one."""
-        z1 = self.coupling(z0, cond, generator=generator)
-        t = flow.shift_time(self.time(generator.fork("time")), self.shift)
+        z1, t = self.coupling(z0, cond, generator=generator), self.draw_time(generator.fork("time"))
         z_t = flow.interpolate(z0, z1, t)
         v = backbone(z_t, t, cond)
         return Evaluated(z_t, v, target_of(backbone, z0, z1, t), t)
+
+    def draw_time(self, generator: SampleGenerator) -> Time:
+        """A time for each sample."""
+        return flow.shift_time(self.time(generator), self.shift)
 
     def loss(self, per_sample: Float[Tensor, "b"], t: Time) -> FlowLoss:
         """The weighted mean of the losses of samples at their times."""

@@ -34,6 +34,12 @@ class LearnedWeighting(Weighting, Protocol):
         ...
 
 
+def check_not_learned(weighting: Weighting, reason: str) -> None:
+    """Raises ValueError for a learned weighting, with the reason for which an objective does not take it."""
+    if isinstance(weighting, LearnedWeighting):
+        raise ValueError(f"weighting=learned {reason}; use weighting=uniform")
+
+
 class MinSNRWeighting:
     """w = min((1 - t)^2, gamma t^2): min-SNR-gamma (arXiv 2303.09556), min(SNR, gamma) on the loss of the data.
 

@@ -9,11 +9,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rfdit.batch import Condition, Latent, Time
-from rfdit.guided import TakesGuidance, at_scale, guided_network
+from rfdit.batch import Condition, Latent
 from rfdit.limits import Fraction, NotNegative
 from rfdit.model.routing import without_path
-from rfdit.protocols import VelocityNetwork
+from rfdit.protocols import VelocityNetwork, takes_guidance
 from rfdit.sampler.solvers import VelocityField
 
 VelocityPair = Callable[[Latent, Tensor], tuple[Latent, Latent]]  # (z, t of shape ()) -> c, u
@@ -90,13 +89,26 @@ def conditional_field(backbone: VelocityNetwork, cond: Condition) -> VelocityFie
     return lambda z, t: backbone(z, t.to(z.device).expand(len(z)), cond).float()
 
 
-def check_unguided(backbone: VelocityNetwork) -> None:
-    """Raises ValueError for a network that takes the scale of guidance as an input: it would be guided twice."""
-    if guided_network(backbone) is not None:
+def check_unguided(backbone: VelocityNetwork, cond: Condition | None = None) -> None:
+    """Raises ValueError for a network that takes the scale of guidance as an input: it would be guided twice.
+
+    cond: may say the scale, as where both are asked for.
+    """
+    if takes_guidance(backbone) and (cond is None or cond.guidance is None):
         raise ValueError(
             "guidance would be applied twice: the model takes its scale as an input (model.guidance); use "
             "guidance=embedded guidance.scale=..., or both by guidance=embedded +guidance@guidance.also=cfg"
         )
+
+
+def away_from(weak: VelocityField, strong: VelocityField, *, scale: float) -> VelocityField:
+    """weak + scale (strong - weak)."""
+
+    def field(z: Latent, t: Tensor) -> Latent:
+        v = weak(z, t)
+        return v + scale * (strong(z, t) - v)
+
+    return field
 
 
 def velocity_pair(
@@ -106,7 +118,7 @@ def velocity_pair(
 
     Raises ValueError as `check_unguided` does.
     """
-    check_unguided(backbone)
+    check_unguided(backbone, cond)
     if not batched:
         c, u = conditional_field(backbone, cond), conditional_field(backbone, null)
         return lambda z, t: (c(z, t), u(z, t))
@@ -231,29 +243,18 @@ class EmbeddedGuidance:
 
     def check(self, network: VelocityNetwork) -> None:
         """As of `ChecksNetwork`."""
-        self._input_of(network)
-
-    def _input_of(self, backbone: VelocityNetwork) -> TakesGuidance:
-        """The network within a backbone that takes the scale; raises ValueError for one without such an input."""
-        if (network := guided_network(backbone)) is None:
+        if not takes_guidance(network):
             raise ValueError(
                 "guidance=embedded needs a model that takes the scale as an input (model.guidance); use guidance=cfg"
             )
-        return network
 
     def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         """Raises ValueError for a network without such an input."""
-        network = self._input_of(backbone)
-
-        def at_this_scale(z_t: Latent, t: Time, cond: Condition) -> Latent:
-            with at_scale(network, self.scale):
-                return backbone(z_t, t, cond)
-
-        return (
-            conditional_field(at_this_scale, cond)
-            if self.also is None
-            else self.also(at_this_scale, cond, null)
+        self.check(backbone)
+        cond, null = (
+            replace(each, guidance=each.pooled.new_full((len(each),), self.scale)) for each in (cond, null)
         )
+        return conditional_field(backbone, cond) if self.also is None else self.also(backbone, cond, null)
 
 
 class ThreeChannel:
@@ -291,12 +292,7 @@ class Autoguidance:
         if self.scale == 1:
             return strong
         check_unguided(backbone)
-
-        def field(z: Latent, t: Tensor) -> Latent:
-            v = weak(z, t)
-            return v + self.scale * (strong(z, t) - v)
-
-        return field
+        return away_from(weak, strong, scale=self.scale)
 
 
 class PathDrop:
@@ -321,12 +317,7 @@ class PathDrop:
         if self.scale == 1:
             return strong
         check_unguided(backbone)
-
-        def field(z: Latent, t: Tensor) -> Latent:
-            v = weak(z, t)
-            return v + self.scale * (strong(z, t) - v)
-
-        return field
+        return away_from(weak, strong, scale=self.scale)
 
 
 class GuidanceInterval:
@@ -343,6 +334,6 @@ class GuidanceInterval:
 
     def __call__(self, backbone: VelocityNetwork, cond: Condition, null: Condition) -> VelocityField:
         guided, plain = self.inside(backbone, cond, null), conditional_field(backbone, cond)
-        if guided_network(backbone) is not None:
+        if takes_guidance(backbone):
             plain = EmbeddedGuidance(scale=1.0)(backbone, cond, null)
         return lambda z, t: guided(z, t) if self.low <= t <= self.high else plain(z, t)

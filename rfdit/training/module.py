@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from rfdit.autoencoder.contract import Autoencoder
 from rfdit.batch import Batch, Condition, Latent
-from rfdit.conditioning import drop_condition, keeps_condition
+from rfdit.conditioning import Conditioner, drop_condition, keeps_condition
 from rfdit.images import to_float
 from rfdit.model.acceleration import compile_blocks, use_fp8
 from rfdit.model.adapters import Unadapted
@@ -23,20 +23,13 @@ from rfdit.model.layers.embeddings import token_grid
 from rfdit.model.routing import check_routing, draw_route, routed
 from rfdit.model.states import BlockStates
 from rfdit.network import Network
-from rfdit.objective.teacher import HasTeacher
+from rfdit.objective.needs import ComparesPairs, HasTeacher
 from rfdit.objective.validation import TIMES, losses_at_times
-from rfdit.protocols import (
-    Auxiliary,
-    ComparesPairs,
-    DropsParts,
-    FlowLoss,
-    GuidesTarget,
-    Objective,
-    Routing,
-)
+from rfdit.protocols import Auxiliary, DropsParts, FlowLoss, Objective, Routing
 from rfdit.randomness import SampleGenerator
 from rfdit.sampler import Pipeline, Sampler
 from rfdit.training.checkpoint_io import check_restored
+from rfdit.training.fits import check_conditions, check_pairs, guides_target
 from rfdit.training.optim import OptimizerFactory, refuse_step
 from rfdit.training.strategy import ShardsNetworks
 
@@ -58,7 +51,7 @@ class FlowModule(L.LightningModule):
         *,
         network: Network,
         autoencoder: Autoencoder,
-        objective: Objective | ComparesPairs,
+        objective: Objective,
         optimizer: OptimizerFactory,
         seed: int,
         record: dict[str, Any],
@@ -68,26 +61,11 @@ class FlowModule(L.LightningModule):
         routing: Routing | None = None,
     ) -> None:
         super().__init__()
-        if _guides_target(objective) and not network.conditioner.drop:
-            raise ValueError(
-                "objective guides its target away from the null condition, which conditioner.drop=0 does not train; "
-                "give conditioner.drop=0.1, or an objective whose target is not guided"
-            )
-        encoder = network.conditioner.encoder
-        if _guides_target(objective) and isinstance(encoder, DropsParts) and encoder.drop:
-            raise ValueError(
-                "objective guides its target for samples with a whole condition, and text_encoder.drop drops parts of "
-                "it; give text_encoder.drop=null, or an objective whose target is not guided"
-            )
+        check_conditions(network.conditioner, objective)
         if routing is not None:
             check_routing(routing, network.backbone, network.auxiliary)
         self.routing = routing
         self.teacher = objective.teacher if isinstance(objective, HasTeacher) else None
-        if self.teacher is not None and network.conditioner.drop:
-            raise ValueError(
-                f"conditioner.drop={network.conditioner.drop} drops conditions under which the teacher is asked; give "
-                "conditioner.drop=0"
-            )
         self.network = network
         self._reference = Unadapted(network.backbone) if isinstance(objective, ComparesPairs) else None
         self.autoencoder, self.objective, self.optimizer = autoencoder, objective, optimizer
@@ -174,34 +152,35 @@ class FlowModule(L.LightningModule):
         recorded = None if noise is None else SampleGenerator(seed=noise[:, 0], keys=noise[:, 1])
         generator = SampleGenerator(seed=self.seed, keys=batch.positions, purpose="train", recorded=recorded)
         z0, cond = self._inputs(network, batch, generator)
-        guided: dict[str, Any] = {}
-        if drop := network.conditioner.drop:
-            null = network.conditioner.null(device=self.device)
-            cond = drop_condition(cond, null, probability=drop, generator=generator.fork("drop"))
-            if _guides_target(self.objective):
-                kept = keeps_condition(probability=drop, generator=generator.fork("drop"))
-                guided = {"null": null.expand(len(cond)), "kept": kept}
-        # A teacher sees the whole caption, and so must what learns from it.
-        if self.teacher is None and isinstance(encoder := network.conditioner.encoder, DropsParts):
-            null = network.conditioner.null(device=self.device)
-            cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
+        cond, needs = self._dropped(network.conditioner, cond, generator)
         if self.teacher is not None:
             self.teacher.read(batch, device=self.device)
         route = draw_route(self.routing, network.backbone, z0.shape[-2:], generator=generator)
         if self._reference is not None:
             z0, cond = self._pairs(z0, cond, batch, generator)
-            route = route and route.repeated(2)
+            route, needs = route and route.repeated(2), {"reference": self._reference}
         with routed(network.backbone, route):
-            if isinstance(self.objective, ComparesPairs):
-                assert self._reference is not None
-                loss = self.objective.compare(
-                    network.backbone, self._reference, z0, cond, generator=generator
-                )
-            else:
-                loss = self.objective(network.backbone, z0, cond, generator=generator, **guided)
+            loss = self.objective(network.backbone, z0, cond, generator=generator, **needs)
         if network.auxiliary is None:
             return loss
         return self._with_auxiliary(network.auxiliary, loss, batch, grid=z0.shape[-2:])
+
+    def _dropped(
+        self, conditioner: Conditioner, cond: Condition, generator: SampleGenerator
+    ) -> tuple[Condition, dict[str, Any]]:
+        """Conditions of which some are dropped, and what an objective that guides its target is to know of that."""
+        needs: dict[str, Any] = {}
+        if drop := conditioner.drop:
+            null, dropping = conditioner.null(device=self.device), generator.fork("drop")
+            cond = drop_condition(cond, null, probability=drop, generator=dropping)
+            if guides_target(self.objective):
+                kept = keeps_condition(probability=drop, generator=dropping)
+                needs = {"null": null.expand(len(cond)), "kept": kept}
+        # A teacher sees the whole caption, and so must what learns from it.
+        if self.teacher is None and isinstance(encoder := conditioner.encoder, DropsParts):
+            null = conditioner.null(device=self.device)
+            cond = encoder.drop_parts(cond, null, generator=generator.fork("drop_parts"))
+        return cond, needs
 
     def _pairs(
         self, z0: Latent, cond: Condition, batch: Batch, generator: SampleGenerator
@@ -319,25 +298,6 @@ class FlowModule(L.LightningModule):
             if len(self._rng["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
             self._rng = None
-
-
-def _guides_target(objective: Objective | ComparesPairs) -> bool:
-    return isinstance(objective, GuidesTarget) and objective.guided
-
-
-def check_pairs(batch: Batch, objective: object) -> None:
-    """Raises ValueError for pairs of images under an objective of single ones, and the other way round."""
-    compares = isinstance(objective, ComparesPairs)
-    if compares and batch.rejected is None:
-        raise ValueError(
-            f"objective={type(objective).__name__} compares the two images of a pair, and the data has single ones; "
-            "use data=preferences data.shards=..."
-        )
-    if batch.rejected is not None and not compares:
-        raise ValueError(
-            f"data has pairs of images, and objective={type(objective).__name__} trains on single ones; use "
-            "objective=dpo, or data.decoder.rejected=null to train on the preferred images alone"
-        )
 
 
 def _require_reduced(network: nn.Module) -> None:

@@ -42,12 +42,12 @@ def loss_of(
     **settings: object,
 ) -> FlowLoss:
     """The loss of pairs, as a training step puts them together."""
-    return objective(**settings).compare(
+    return objective(**settings)(
         network,
-        reference,
         torch.cat([win, lose]),
         Condition.join([COND, COND]),
         generator=KEYS,
+        reference=reference,
     )
 
 
@@ -153,8 +153,8 @@ def test_a_coupling_is_that_of_the_preferred_image() -> None:
 
     same = Condition(pooled=torch.zeros(2 * PAIRS, 1))
     far = WIN * 3
-    objective(coupling=OptimalTransportCoupling()).compare(
-        network, network, torch.cat([far, LOSE]), same, generator=KEYS
+    objective(coupling=OptimalTransportCoupling())(
+        network, torch.cat([far, LOSE]), same, generator=KEYS, reference=network
     )
     z_t, t = seen[0]
     z1 = [z_t[rows] / flow.per_sample(t[rows], z_t) for rows in (slice(PAIRS), slice(PAIRS, None))]

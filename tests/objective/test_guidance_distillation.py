@@ -1,11 +1,12 @@
 """Distilled guidance: nothing at the start, no loss for the guided field, and learned from one batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from rfdit.batch import Batch, Condition, Latent, Time
-from rfdit.guided import at_scale, scales
 from rfdit.model import DiT, Flux, MMDiT
 from rfdit.objective import GuidanceDistillation, IndependentCoupling, UniformTime
 from rfdit.randomness import SampleGenerator
@@ -31,11 +32,12 @@ class Guided:
     """The guided field of that teacher, at a scale that it takes; `wrong` is added to the scale."""
 
     def __init__(self, *, wrong: float = 0.0) -> None:
-        self.guidance: float | Tensor | None = 1.0
+        self.guidance = 1.0
         self.wrong, self.seen = wrong, torch.empty(0)
 
     def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        self.seen = scales(self.guidance, t)
+        assert cond.guidance is not None
+        self.seen = cond.guidance
         scale = (self.seen + self.wrong)[:, None, None, None]
         return z_t + CENTRE["null"] + scale * (CENTRE["conditional"] - CENTRE["null"])
 
@@ -56,7 +58,6 @@ def test_the_guided_field_has_no_loss() -> None:
     torch.testing.assert_close(loss.per_sample, torch.zeros(6), atol=1e-10, rtol=0)
     assert 1 < network.seen.min() < 2.5
     assert 3 < network.seen.max() < 5
-    assert network.guidance == 1.0  # as before
     wrong = objective()(Guided(wrong=0.5), Z0, NOTHING, generator=keyed())
     torch.testing.assert_close(wrong.per_sample, torch.full((6,), (0.5 * 1.5) ** 2))
 
@@ -79,14 +80,18 @@ def test_the_scale_has_no_effect_at_first(kind: type[DiT | MMDiT | Flux]) -> Non
         for parameter in plain.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     added = told.load_state_dict(plain.state_dict(), strict=False)
-    assert {name.partition(".")[0] for name in added.missing_keys} == {"guided"}
+    assert {name.rpartition(".")[0] for name in added.missing_keys} == {
+        "time.guidance.hidden",
+        "time.guidance.out",
+    }
     assert not added.unexpected_keys
     tokens = None if kind is DiT else torch.randn(6, 4, 10)
     cond, t = Condition(pooled=torch.randn(6, 6), tokens=tokens), torch.rand(6)
     expected = plain(Z0, t, cond)
     assert torch.equal(told(Z0, t, cond), expected)
-    with at_scale(told, torch.linspace(1, 9, 6)):
-        assert torch.equal(told(Z0, t, cond), expected)
+    assert torch.equal(told(Z0, t, replace(cond, guidance=torch.linspace(1, 9, 6))), expected)
+    with pytest.raises(ValueError, match=r"^model\.guidance=null does not take the scale"):
+        plain(Z0, t, replace(cond, guidance=torch.ones(6)))
 
 
 def test_a_batch_is_learned(dit: DiTFactory) -> None:

@@ -27,7 +27,6 @@ LAYERS = [
         "differences",
         "counted",
         "extras",
-        "guided",
         "limits",
         "micro",
         "protocols",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rfdit.data.filters import Filters
-from rfdit.data.preferences import PreferenceDecoder
+from rfdit.data.preferences.decoder import PreferenceDecoder
 from rfdit.data.shapes.scenes import is_held_out, parse, render
 from rfdit.data.tar.source import TarReader
 from rfdit.data.tar.write import write_tar

@@ -173,7 +173,9 @@ class Told(Backbone):
         self.guidance = guidance
 
     def __call__(self, z_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        return super().__call__(z_t, t, cond) + float(self.guidance or 0.0)
+        own = torch.full((len(z_t),), self.guidance or 0.0)
+        scale = own if cond.guidance is None else cond.guidance
+        return super().__call__(z_t, t, cond) + scale[:, None, None, None]
 
 
 def test_a_network_is_told_the_scale() -> None:
@@ -181,7 +183,6 @@ def test_a_network_is_told_the_scale() -> None:
     v = EmbeddedGuidance(scale=5.0)(backbone, COND, NULL)(Z, T)
     torch.testing.assert_close(v, CONDITIONAL + 5)
     assert backbone.batches == [3]
-    assert backbone.guidance == 3
     torch.testing.assert_close(NoGuidance()(backbone, COND, NULL)(Z, T), CONDITIONAL + 3)  # its own
     again = with_scale(EmbeddedGuidance(scale=5.0), 2.0)
     torch.testing.assert_close(again(backbone, COND, NULL)(Z, T), CONDITIONAL + 2)

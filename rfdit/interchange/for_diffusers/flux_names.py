@@ -20,7 +20,7 @@ def flux_stacks(double: int, single: int, *, guided: bool) -> list[Stack]:
     doubles = [f"transformer_blocks.{i}" for i in range(double)]
     singles = [f"single_transformer_blocks.{i}" for i in range(single)]
     embedders = {"time": "timestep_embedder", "pooled": "text_embedder"}
-    embedders |= {"guided": "guidance_embedder"} if guided else {}
+    embedders |= {"time.guidance": "guidance_embedder"} if guided else {}
     stacks = [
         *linear("backbone.patches.proj", "x_embedder"),
         *linear("backbone.captions", "context_embedder"),

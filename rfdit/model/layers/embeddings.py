@@ -196,48 +196,74 @@ class PooledMLP(nn.Module):
 class TimeEmbedding(nn.Module):
     """Times in [0, 1] to vectors: the sinusoid of `scale` t, then a two-layer SiLU MLP (DiT, sec. 3.2).
 
-    With durations, a second time: emb(t) + emb'(duration), of which the last layer begins at zero, so that a network
-    starts as it is without them.
+    durations: a second time is embedded likewise and added, the duration of a step.
+    guidance: so is a number at 1000 times itself, the scale of guidance; this is the scale where none is given.
+    The last layers of both begin at zero, so that a network starts as it is without them. starts_at_zero: so does the
+        last layer of the time.
 
     Always float32, since neighbouring times differ by less than bf16 resolves.
-    Shapes: (b,), and (b,) or None for durations of 0 -> (b, width).
-    Raises ValueError for durations in a network without them.
+    Shapes: (b,), and (b,) or None for durations of 0, and for the scale -> (b, width).
+    Raises ValueError for durations, or a scale, in a network without them.
     """
 
     def __init__(
-        self, *, width: int, frequencies: int = 256, scale: float = 1000.0, durations: bool = False
+        self,
+        *,
+        width: int,
+        frequencies: int = 256,
+        scale: float = 1000.0,
+        durations: bool = False,
+        guidance: float | None = None,
+        starts_at_zero: bool = False,
     ) -> None:
         super().__init__()
-        self.frequencies, self.scale = frequencies, scale
+        self.frequencies, self.scale, self.starts_at_zero = frequencies, scale, starts_at_zero
         self.hidden = nn.Linear(frequencies, width)
         self.out = nn.Linear(width, width)
-        self.duration = (
-            TimeEmbedding(width=width, frequencies=frequencies, scale=scale) if durations else None
-        )
+        self.duration = self.guidance = None
+        if durations:
+            self.duration = TimeEmbedding(
+                width=width, frequencies=frequencies, scale=scale, starts_at_zero=True
+            )
+        if guidance is not None:
+            self.guidance = TimeEmbedding(width=width, frequencies=frequencies, starts_at_zero=True)
+        self.default_guidance = 0.0 if guidance is None else guidance
+
+    @property
+    def _added(self) -> "list[TimeEmbedding]":
+        return [embedding for embedding in (self.duration, self.guidance) if embedding is not None]
 
     @property
     def linears(self) -> list[nn.Linear]:
         """Its layers, drawn from N(0, 0.02) but for those that begin at zero."""
-        return [self.hidden, self.out, *([] if self.duration is None else self.duration.linears)]
+        return [self.hidden, self.out, *(layer for each in self._added for layer in each.linears)]
 
     @property
     def inputs(self) -> list[nn.Linear]:
         """Those whose fan-in does not grow with the width."""
-        return [self.hidden, *([] if self.duration is None else self.duration.inputs)]
+        return [self.hidden, *(layer for each in self._added for layer in each.inputs)]
 
     @property
     def zero(self) -> list[nn.Linear]:
         """Those that begin at zero."""
-        return [] if self.duration is None else [self.duration.out]
+        own = [self.out] if self.starts_at_zero else []
+        return [*own, *(layer for each in self._added for layer in each.zero)]
 
-    def forward(self, t: Time, duration: Time | None = None) -> Float[Tensor, "b d"]:
+    def forward(
+        self, t: Time, duration: Time | None = None, guidance: Float[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b d"]:
         with without_autocast(t):
             emb = sinusoid(self.scale * t, self.frequencies).to(self.hidden.weight.dtype)
             y = self.out(F.silu(self.hidden(emb)))
         if self.duration is not None:
-            return y + self.duration(torch.zeros_like(t) if duration is None else duration)
-        if duration is not None:
+            y = y + self.duration(torch.zeros_like(t) if duration is None else duration)
+        elif duration is not None:
             raise ValueError(
                 "model.durations=false has velocities at single times only; use model.durations=true"
             )
+        if self.guidance is not None:
+            default = torch.full_like(t, self.default_guidance) if guidance is None else guidance
+            y = y + self.guidance(default)
+        elif guidance is not None:
+            raise ValueError("model.guidance=null does not take the scale of guidance; give model.guidance=3")
         return y

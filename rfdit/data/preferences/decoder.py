@@ -1,9 +1,9 @@
 """Pairs of images of one caption, of which one is preferred: KEY.win.jpg, KEY.lose.jpg, KEY.txt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
-from rfdit.data.decode import decode_image, find_captions, find_label, find_micro, listed_files, measured
+from rfdit.data.decode import SampleDecoder, decode_image, listed_files
 from rfdit.data.pixels import IMAGE_EXTENSIONS
 from rfdit.data.sample import RawSample, Sample
 from rfdit.data.skips import SkippedSampleError, SkipReason
@@ -30,20 +30,17 @@ class PreferenceDecoder:
     micro: Fields | None = None
 
     def __call__(self, raw: RawSample, size: tuple[int, int]) -> Sample:
-        captions = [] if self.caption_key is None else find_captions(raw, self.caption_key)
-        label = None if self.label_key is None else find_label(raw, self.label_key)
-        preferred = self._image(raw, self.preferred)
-        rejected = None if self.rejected is None else self._image(raw, self.rejected)
-        micro = None if self.micro is None else find_micro(raw, self.micro, lambda: measured(preferred), size)
-        return Sample(
-            key=cast(str, raw["__key__"]),
-            image=decode_image(preferred, size),
-            rejected=None if rejected is None else decode_image(rejected, size),
-            caption=captions[0] if captions else None,
-            captions=captions if self.draw_caption else (),
-            label=label,
-            micro=micro,
+        single = SampleDecoder(
+            caption_key=self.caption_key,
+            label_key=self.label_key,
+            draw_caption=self.draw_caption,
+            micro=self.micro,
         )
+        preferred = self._image(raw, self.preferred)
+        if self.rejected is None:
+            return single.decode(raw, preferred, size)
+        rejected = self._image(raw, self.rejected)  # before the other is decoded in vain
+        return replace(single.decode(raw, preferred, size), rejected=decode_image(rejected, size))
 
     def _image(self, raw: RawSample, name: str) -> bytes:
         """The encoded image of this name; raises SkippedSampleError if there is none."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rfdit.data.filters import Filters
-from rfdit.data.preferences import PreferenceDecoder
+from rfdit.data.preferences.decoder import PreferenceDecoder
 from rfdit.data.sample import collate
 from rfdit.data.skips import SkippedSampleError, SkipReason
 from rfdit.data.stream.buckets import AspectBuckets

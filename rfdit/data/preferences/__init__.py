@@ -1,0 +1,1 @@
+"""Pairs of images of one caption, of which one is preferred."""
